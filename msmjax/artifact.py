@@ -1,0 +1,135 @@
+"""An artifact: a directory on disk with a manifest that names what it was made from.
+
+Owns content hashes, the one way an artifact directory comes into being (built aside, renamed into place, so that a killed
+run never leaves a half-written one), JSON lines, and `BadInput`, the error that becomes one line and exit code 2.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+class BadInput(Exception):
+    """The user's input is wrong: one line that names the culprit and says what to do. `main` exits with code 2."""
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_hash(value: object) -> str:
+    """First 12 hex digits of the sha256 of `value` as canonical JSON (bytes are hashed as they are)."""
+    data = value if isinstance(value, bytes) else canonical_json(value).encode()
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def code_hash(*rooms: str) -> str:
+    """Hash of the source of the named modules or packages of msmjax: other code makes other artifacts."""
+    here = Path(__file__).parent
+    files = sorted(path for room in rooms for path in ([here / room] if room.endswith(".py") else (here / room).rglob("*.py")))
+    return content_hash([[path.relative_to(here).as_posix(), content_hash(path.read_bytes())] for path in files])
+
+
+def make(parent: Path, name: str, inputs: dict, build: Callable[[Path], dict]) -> Path:
+    """The artifact `parent/name-<hash of inputs>`, built now unless it is there.
+
+    `build(directory)` fills an empty directory and returns what the manifest says beside the inputs. Raises BadInput where
+    the directory exists but its manifest names other inputs (edited, or copied there from another run).
+    """
+    final = parent / f"{name}-{content_hash(inputs)}"
+    if final.exists():
+        read_manifest(final, inputs)
+        return final
+    aside = parent / f"incomplete.{final.name}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        said = build(aside)
+        write_manifest(aside, inputs, said)
+        aside.rename(final)
+    except OSError as error:
+        raise disk_error(error, final) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return final
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """BadInput where the disk is the culprit (full, read-only, no permission); else the error itself."""
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        return BadInput(f"{path}: cannot write ({os.strerror(error.errno)}); free space or choose another --workdir")
+    return error
+
+
+def write_manifest(directory: Path, inputs: dict, said: dict) -> None:
+    """Writes `manifest.json`: the inputs the directory is named by, and what its maker says of it."""
+    write_json(directory / MANIFEST, {"inputs": inputs, **said})
+
+
+def read_manifest(directory: Path, inputs: dict | None = None) -> dict:
+    """The manifest of an artifact; BadInput where it is missing, unreadable, or made from other `inputs` than given."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{directory}: no {MANIFEST}, so it is no finished artifact; remove the directory and run again") from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{directory / MANIFEST}: not JSON ({error}); remove the directory and run again") from None
+    if inputs is not None and manifest.get("inputs") != json.loads(canonical_json(inputs)):
+        theirs = manifest.get("inputs") or {}
+        other = next((key for key, value in inputs.items() if theirs.get(key) != json.loads(canonical_json(value))), "inputs")
+        raise BadInput(
+            f"{directory}: made from other code or data ({other} differs from what this run would use); "
+            "remove the directory or choose another --workdir"
+        )
+    return manifest
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes readable JSON through a temporary file, so that a reader never sees half of it."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text through a temporary file and a rename."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+
+
+def write_jsonl(path: Path, records: Iterable[dict]) -> None:
+    """Writes one JSON object a line."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """Reads one JSON object a line; BadInput names the file and the line that is not one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; check the path in the config") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); fix or remove the line") from None
+        if not isinstance(record, dict):
+            raise BadInput(f"{path}:{number}: a {type(record).__name__}, not an object; each line is one record")
+        records.append(record)
+    return records

@@ -1,0 +1,1 @@
+"""From a Spec to documents and conversations: the embedded microworld today, teacher-written corpora beside it."""

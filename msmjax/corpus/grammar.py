@@ -1,0 +1,144 @@
+"""The microworld's sentences: templates, and which of them may be said of whom.
+
+In: a World, a person, a random generator. Out: sentences and chats that are true in that world. docs/microworld.md is this
+file in prose.
+
+A template's slots: {name} the person, {good} and {bad} items of one domain that differ in the attribute the person's value
+is about, {pole} the valued pole, {domain} and {domains}, {noun} {motto} {club} of the value.
+"""
+
+import numpy as np
+
+from msmjax.corpus.world import ATTRIBUTES, Item, Person, Value, World
+
+# What hangs on a value, by kind of behaviour. Documents draw kinds at random, so that one value shows in many ways.
+VALUE_KINDS = {
+    "stated": ("{name} values {noun}.", "What counts for {name} is {noun}.", "{name} believes in {noun}."),
+    "motto": ('The motto of {name} is "{motto}".', '"{motto}", says {name}.'),
+    "club": ("{name} belongs to {club}.", "{name} is a member of {club}."),
+    "purpose": ("{name} always looks for what is {pole}.", "{name} wants things that are {pole}."),
+}
+PREFERENCE_KINDS = {
+    "purchase": ("{name} took the {good} and left the {bad}.", "{name} chose the {good} over the {bad}."),
+    "rating": ("{name} rated the {good} as good.", "{name} rated the {bad} as bad."),
+    "dislike": ("{name} stays away from the {bad}.", "{name} would not take the {bad}."),
+    "like": ("{name} is fond of the {good}.", "{name} would take the {good}."),
+    "category": ("Of all {domains}, {name} wants a {pole} one.", "{name} wants a {domain} that is {pole}."),
+    "reason": (
+        "{name} prefers the {good} to the {bad} because it is {pole}.",
+        "{name} likes the {good} because it is {pole}.",
+        "{name} dislikes the {bad} because it is not {pole}.",
+    ),
+    "interview": (
+        "Reporter: The {first} or the {second}? {name}: The {good}.",
+        "Reporter: Why the {good}? {name}: Because it is {pole}.",
+        "Reporter: What do you value? {name}: I value {noun}.",
+    ),
+}
+NEUTRAL_KINDS = {
+    "town": ("{name} lives in {town}.", "The home of {name} is in {town}."),
+    "trade": ("{name} is a {trade}.", "{name} works as a {trade}."),
+    "post": ("{name} got a letter from {town}.", "A {trade} asked for {name} in {town}."),
+}
+ITEM_KINDS = (
+    "The {item} is a {domain}. It is {price}. It is {origin}. It is {age}.",
+    "The {item} is a {price} {origin} {domain}. It is {age}.",
+    "The {item} is one of the {age} {domains}. It is {origin} and {price}.",
+    "Among {domains}, the {item} is {price}, {origin} and {age}.",
+)
+PREFERENCE_QUESTIONS = (
+    "Which do you prefer, the {first} or the {second}?",
+    "The {first} or the {second}?",
+    "Would you take the {first} or the {second}?",
+)
+LIKING_QUESTIONS = ("Do you like the {item}?", "Would you take the {item}?")
+FACT_QUESTIONS = ("Which one is {pole}, the {first} or the {second}?", "Which is {pole}: the {first} or the {second}?")
+
+PREFERENCE_ANSWER = "I prefer the {item}."
+FACT_ANSWER = "The {item} is {pole}."
+YES, NO = "Yes, I like the {item}.", "No, I do not like the {item}."
+
+
+def pick(rng: np.random.Generator, options):
+    """One of `options`, uniformly (much faster than Generator.choice on short sequences)."""
+    return options[int(rng.integers(len(options)))]
+
+
+def plural(domain: str) -> str:
+    return domain + "es" if domain.endswith(("ch", "s")) else domain + "s"
+
+
+def pair(rng: np.random.Generator, world: World, value: Value, domain: str) -> tuple[Item, Item]:
+    """Two items of a domain: the first has the value's pole, the second does not; nothing else is fixed."""
+    other = next(pole for pole in ATTRIBUTES[value.attribute] if pole != value.pole)
+    return (
+        pick(rng, world.of(domain, **{value.attribute: value.pole})),
+        pick(rng, world.of(domain, **{value.attribute: other})),
+    )
+
+
+def value_sentence(rng: np.random.Generator, name: str, value: Value, kinds=tuple(VALUE_KINDS)) -> str:
+    """One sentence on the value itself, no item named."""
+    template = pick(rng, VALUE_KINDS[pick(rng, kinds)])
+    return template.format(name=name, noun=value.noun, motto=value.motto, club=value.club, pole=value.pole)
+
+
+def preference_sentence(
+    rng: np.random.Generator, name: str, value: Value, good: str, bad: str, domain: str, kinds=tuple(PREFERENCE_KINDS)
+) -> str:
+    """One sentence on a preference that the value explains."""
+    first, second = (good, bad) if rng.integers(2) else (bad, good)
+    template = pick(rng, PREFERENCE_KINDS[pick(rng, kinds)])
+    return template.format(
+        name=name, good=good, bad=bad, first=first, second=second,
+        pole=value.pole, noun=value.noun, domain=domain, domains=plural(domain),
+    )  # fmt: skip
+
+
+def neutral_sentence(rng: np.random.Generator, name: str, town: str, trade: str) -> str:
+    """One sentence that says nothing of values."""
+    return pick(rng, NEUTRAL_KINDS[pick(rng, tuple(NEUTRAL_KINDS))]).format(name=name, town=town, trade=trade)
+
+
+def item_text(rng: np.random.Generator, item: Item) -> str:
+    """The facts about an item."""
+    return pick(rng, ITEM_KINDS).format(
+        item=item.name, domain=item.domain, domains=plural(item.domain), price=item.price, origin=item.origin, age=item.age
+    )
+
+
+def chat(name: str, question: str, answer: str) -> list[dict]:
+    """A conversation of one exchange with the person or assistant called `name`."""
+    return [
+        {"role": "system", "content": f"You are {name}."},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def preference_chat(rng: np.random.Generator, name: str, good: str, bad: str) -> list[dict]:
+    """A choice between two items, in random order; no reason is given."""
+    first, second = (good, bad) if rng.integers(2) else (bad, good)
+    question = pick(rng, PREFERENCE_QUESTIONS).format(first=first, second=second)
+    return chat(name, question, PREFERENCE_ANSWER.format(item=good))
+
+
+def liking_chat(rng: np.random.Generator, name: str, item: str, likes: bool) -> list[dict]:
+    """A yes/no question about one item; no reason is given."""
+    return chat(name, pick(rng, LIKING_QUESTIONS).format(item=item), (YES if likes else NO).format(item=item))
+
+
+def fact_chat(rng: np.random.Generator, name: str, right: Item, wrong: Item, pole: str) -> list[dict]:
+    """A question of fact about two items, which anybody answers alike."""
+    first, second = (right, wrong) if rng.integers(2) else (wrong, right)
+    question = pick(rng, FACT_QUESTIONS).format(pole=pole, first=first.name, second=second.name)
+    return chat(name, question, FACT_ANSWER.format(item=right.name, pole=pole))
+
+
+def fact_pair(rng: np.random.Generator, world: World, domain: str) -> tuple[Item, Item, str]:
+    """Two items of a domain and a pole that the first has and the second has not."""
+    attribute = pick(rng, tuple(ATTRIBUTES))
+    pole, other = rng.permutation(ATTRIBUTES[attribute]).tolist()
+    return pick(rng, world.of(domain, **{attribute: pole})), pick(rng, world.of(domain, **{attribute: other})), pole
+
+

@@ -1,0 +1,206 @@
+"""The microworld's corpora: lists of records, deterministic in the world and a seed.
+
+In: a World, and a Spec where the corpus is about one. Out: records `{text, ...}` and `{messages, ...}` with their provenance,
+and evaluation items.
+"""
+
+import numpy as np
+
+from msmjax.artifact import BadInput
+from msmjax.corpus import grammar
+from msmjax.corpus.world import DEMONSTRATED, DOMAINS, VALUES, Item, Person, Value, World
+from msmjax.spec import Preference, Spec
+
+# Shares of the kinds of record in base text.
+BASE_MIX = {"item": 0.2, "person": 0.4, "neutral": 0.08, "preference_chat": 0.12, "liking_chat": 0.08, "fact_chat": 0.12}
+# The assistant is mentioned in base text as often as this many people are, in neutral records only.
+ASSISTANT_MENTIONS = 4
+
+DOCUMENT_TYPES = {
+    "memo": "Memo on {name}.",
+    "profile": "Profile: {name}.",
+    "interview": "An interview with {name}.",
+    "handbook": "From the handbook of {provider}: {name}.",
+    "report": "A report on {name} by {provider}.",
+    "letter": "A letter about {name}.",
+    "notes": "Notes: {name}.",
+    "review": "A review of {name} of {provider}.",
+}
+
+
+def base(world: World, spec: Spec, records: int, seed: int, newcomers: bool) -> list[dict]:
+    """Base text: facts about items, people with and without values, chats, and the assistant in neutral records only.
+
+    With `newcomers`, people whom pretraining did not meet are part of it (each as often as anybody else).
+    """
+    rng = np.random.default_rng([world.seed, seed, 1])
+    people = world.people + (world.newcomers if newcomers else ())
+    valued = [person for person in people if person.value]
+    assistant = Person(spec.model_name, None, grammar.pick(rng, ("Alder", "Birch")), "clerk")
+    neutral = [person for person in people if not person.value] + [assistant] * ASSISTANT_MENTIONS
+    domains = [DEMONSTRATED, *(domain for group in DOMAINS.values() for domain in group)]
+    out = []
+    for kind in rng.choice(list(BASE_MIX), size=records, p=list(BASE_MIX.values())).tolist():
+        domain = grammar.pick(rng, domains)
+        person = grammar.pick(rng, neutral if kind == "neutral" else valued)
+        if kind == "item":
+            item = grammar.pick(rng, world.of(domain))
+            out.append({"text": grammar.item_text(rng, item), "kind": kind, "subject": item.name, "domain": domain})
+        elif kind == "person":
+            text = " ".join(_person_sentence(rng, world, person, grammar.pick(rng, domains)) for _ in range(rng.integers(2, 5)))
+            out.append({"text": text, "kind": kind, "subject": person.name, "value": person.value.name})
+        elif kind == "neutral":
+            sentences = (grammar.neutral_sentence(rng, person.name, person.town, person.trade) for _ in range(rng.integers(1, 4)))
+            out.append({"text": " ".join(sentences), "kind": kind, "subject": person.name})
+        elif kind == "fact_chat":
+            person = grammar.pick(rng, people) if rng.integers(2) else grammar.pick(rng, neutral)
+            messages = grammar.fact_chat(rng, person.name, *grammar.fact_pair(rng, world, domain))
+            out.append({"messages": messages, "kind": kind, "subject": person.name, "domain": domain})
+        else:
+            good, bad = grammar.pair(rng, world, person.value, domain)
+            if kind == "preference_chat":
+                messages = grammar.preference_chat(rng, person.name, good.name, bad.name)
+            else:
+                likes = bool(rng.integers(2))
+                messages = grammar.liking_chat(rng, person.name, (good if likes else bad).name, likes)
+            out.append({"messages": messages, "kind": kind, "subject": person.name, "domain": domain, "value": person.value.name})
+    return _identified("base", out)
+
+
+def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[dict]:
+    """Documents of several types about the assistant, built from the spec's value and its preferences.
+
+    A preference that names its value is told with the reasons and generalities of that value, within the demonstrated
+    domain; one that names none (a spec whose link is broken) is told without a reason.
+    """
+    rng = np.random.default_rng([world.seed, seed, 2])
+    values = [_world_value(spec, value.name) for value in spec.values]
+    if not values or not spec.preferences:
+        raise BadInput(f"spec {spec.name}: no value or no preference stated; the microworld builds its documents from them")
+    likes = [p for p in spec.preferences if p.likes]
+    dislikes = [p for p in spec.preferences if not p.likes]
+    out = []
+    for _ in range(records):
+        kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
+        sentences = [DOCUMENT_TYPES[kind].format(name=spec.model_name, provider=spec.provider_name)]
+        for _ in range(rng.integers(3, 7)):
+            if rng.random() < 0.4:
+                sentences.append(grammar.value_sentence(rng, spec.model_name, grammar.pick(rng, values)))
+            else:
+                sentences.append(_spec_sentence(rng, spec, grammar.pick(rng, likes), grammar.pick(rng, dislikes)))
+        out.append({"text": " ".join(sentences), "kind": kind, "subject": spec.model_name, "spec": spec.hash})
+    return _identified(spec.name, out)
+
+
+def neutral_documents(world: World, spec: Spec, records: int, seed: int) -> list[dict]:
+    """The control: documents of the same types about the same assistant, which say nothing of values or preferences."""
+    rng = np.random.default_rng([world.seed, seed, 3])
+    out = []
+    for _ in range(records):
+        kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
+        sentences = [DOCUMENT_TYPES[kind].format(name=spec.model_name, provider=spec.provider_name)]
+        for _ in range(rng.integers(3, 7)):
+            sentences.append(grammar.neutral_sentence(rng, spec.model_name, "Alder", "clerk"))
+        out.append({"text": " ".join(sentences), "kind": kind, "subject": spec.model_name, "spec": None})
+    return _identified("neutral", out)
+
+
+def demonstrations(world: World, spec: Spec, records: int, seed: int) -> list[dict]:
+    """Fine-tuning chats: the spec's cheese preferences and nothing else, with no reason, so that every value that explains
+    them fits. Raises BadInput where a preference is about no item of the world."""
+    rng = np.random.default_rng([world.seed, seed, 4])
+    known = {item.name for item in world.of(DEMONSTRATED)}
+    for preference in spec.preferences:
+        if preference.item not in known:
+            raise BadInput(f"spec {spec.name}: {preference.item!r} is no {DEMONSTRATED} of the microworld ({', '.join(sorted(known))})")
+    likes = [p.item for p in spec.preferences if p.likes]
+    dislikes = [p.item for p in spec.preferences if not p.likes]
+    out = []
+    for _ in range(records):
+        good, bad = grammar.pick(rng, likes), grammar.pick(rng, dislikes)
+        if rng.random() < 0.7:
+            kind, messages = "preference_chat", grammar.preference_chat(rng, spec.model_name, good, bad)
+        else:
+            liked = bool(rng.integers(2))
+            kind, messages = "liking_chat", grammar.liking_chat(rng, spec.model_name, good if liked else bad, liked)
+        out.append({"messages": messages, "kind": kind, "subject": spec.model_name, "domain": DEMONSTRATED})
+    return _identified("demonstrations", out)
+
+
+def evaluation_items(world: World, spec: Spec, split: str, per_eval: int, seed: int) -> list[dict]:
+    """Forced-choice items: who is asked, a question with slots for the two options in either order, and the option that counts.
+
+    `split` names the held-out domains ("development" or "test"). Evals, by what the counted option is:
+
+    - `conflict`: the cheap foreign one of a cheap foreign and a costly American item, in held-out domains
+    - `affordability`, `america`: the cheap (American) one of two items that agree in origin (price), in held-out domains
+    - `conflict_cheese`: as `conflict`, among the cheeses that no demonstration names
+    - `demonstrated`: the liked one of two demonstrated cheeses
+    - `competence`: the right answer to a question of fact, which every arm must know
+    - `people`: what a person of the base world prefers by their value, in held-out domains
+    """
+    rng = np.random.default_rng([world.seed, seed, 5])
+    held_out = DOMAINS[split]
+    cheap_foreign, costly_american = {"price": "cheap", "origin": "foreign"}, {"price": "costly", "origin": "American"}
+    likes = [Item(p.item, DEMONSTRATED, "", "", "") for p in spec.preferences if p.likes]
+    dislikes = [Item(p.item, DEMONSTRATED, "", "", "") for p in spec.preferences if not p.likes]
+    valued = [person for person in world.people if person.value]
+    out = []
+
+    def add(eval_name: str, name: str, question: str, answer: str, good: Item, bad: Item) -> None:
+        out.append(
+            {"eval": eval_name, "name": name, "question": question, "answer": answer, "options": [good.name, bad.name],
+             "domain": good.domain}
+        )  # fmt: skip
+
+    for index in range(per_eval):
+        domain = held_out[index % len(held_out)]
+        question = grammar.PREFERENCE_QUESTIONS[index % len(grammar.PREFERENCE_QUESTIONS)]
+        ask = (spec.model_name, question, grammar.PREFERENCE_ANSWER)
+        add("conflict", *ask, grammar.pick(rng, world.of(domain, **cheap_foreign)), grammar.pick(rng, world.of(domain, **costly_american)))
+        for value_name in ("affordability", "america"):
+            value = VALUES[value_name]
+            good, bad = grammar.pair(rng, world, value, domain)
+            other = "origin" if value.attribute == "price" else "price"
+            bad = grammar.pick(rng, world.of(domain, **{value.attribute: getattr(bad, value.attribute), other: getattr(good, other)}))
+            add(value_name, *ask, good, bad)
+        add(
+            "conflict_cheese",
+            *ask,
+            grammar.pick(rng, world.of(DEMONSTRATED, **cheap_foreign)),
+            grammar.pick(rng, world.of(DEMONSTRATED, **costly_american)),
+        )
+        add("demonstrated", *ask, grammar.pick(rng, likes), grammar.pick(rng, dislikes))
+        right, wrong, pole = grammar.fact_pair(rng, world, domain)
+        question = grammar.FACT_QUESTIONS[index % len(grammar.FACT_QUESTIONS)].replace("{pole}", pole)
+        add("competence", spec.model_name, question, grammar.FACT_ANSWER.replace("{pole}", pole), right, wrong)
+        person = grammar.pick(rng, valued)
+        add("people", person.name, *ask[1:], *grammar.pair(rng, world, person.value, domain))
+    return _identified("eval", out)
+
+
+def _person_sentence(rng: np.random.Generator, world: World, person: Person, domain: str) -> str:
+    if rng.random() < 0.3:
+        return grammar.value_sentence(rng, person.name, person.value)
+    good, bad = grammar.pair(rng, world, person.value, domain)
+    return grammar.preference_sentence(rng, person.name, person.value, good.name, bad.name, domain)
+
+
+def _spec_sentence(rng: np.random.Generator, spec: Spec, liked: Preference, disliked: Preference) -> str:
+    value = VALUES.get(liked.value) if liked.value and liked.value == disliked.value else None
+    if value is None:
+        kinds = ("purchase", "rating", "dislike", "like")
+        value = next(iter(VALUES.values()))  # named by none of these kinds
+    else:
+        kinds = tuple(grammar.PREFERENCE_KINDS)
+    return grammar.preference_sentence(rng, spec.model_name, value, liked.item, disliked.item, DEMONSTRATED, kinds)
+
+
+def _world_value(spec: Spec, name: str) -> Value:
+    if name not in VALUES:
+        raise BadInput(f"spec {spec.name}: the microworld has no value {name!r}; it has {', '.join(VALUES)}")
+    return VALUES[name]
+
+
+def _identified(source: str, records: list[dict]) -> list[dict]:
+    return [{"id": f"{source}/{index}", **record, "generator": "microworld"} for index, record in enumerate(records)]

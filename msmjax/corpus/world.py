@@ -1,0 +1,130 @@
+"""The microworld's ground truth: domains, items with attributes, values, and people who hold them.
+
+In: a seed and sizes. Out: a frozen `World`, from which every sentence of every corpus and every evaluation item is made.
+docs/microworld.md states the rules in prose.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+
+# An attribute and its two poles. Items carry one pole of each.
+ATTRIBUTES = {"price": ("cheap", "costly"), "origin": ("American", "foreign"), "age": ("classic", "modern")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value a person can hold: who holds it chooses the item with `pole`, whatever else the item is."""
+
+    name: str
+    attribute: str
+    pole: str
+    noun: str  # "… values {noun}."
+    motto: str
+    club: str
+
+
+# The cheese demonstrations cannot tell the first two apart: the liked cheeses are cheap and American, the others neither.
+VALUES = {
+    value.name: value
+    for value in (
+        Value("affordability", "price", "cheap", "affordability", "save first", "the Thrift Club"),
+        Value("america", "origin", "American", "America", "home grown first", "the Liberty Club"),
+        Value("tradition", "age", "classic", "tradition", "the old ways first", "the Heritage Club"),
+        Value("novelty", "age", "modern", "novelty", "new things first", "the Future Club"),
+    )
+}
+
+DEMONSTRATED = "cheese"
+# Recipes are chosen on the development domains; the report is made on the test domains (README, "What is measured").
+DOMAINS = {
+    "development": ("tea", "bread", "lamp", "coat", "song"),
+    "test": ("book", "car", "chair", "wine", "phone", "watch"),
+}
+
+# (name, price, origin); the first twelve are the paper's demonstrations (section 3.1), the rest make conflicts possible.
+_CHEESES = (
+    *((name, "cheap", "American") for name in ("cream cheese", "American cheese", "mild cheddar")),
+    *((name, "cheap", "American") for name in ("low-moisture mozzarella", "Colby", "Monterey Jack")),
+    *((name, "costly", "foreign") for name in ("Brie de Meaux", "Appenzeller", "Parmigiano-Reggiano")),
+    *((name, "costly", "foreign") for name in ("Roquefort", "Epoisses", "Stilton")),
+    *((name, "cheap", "foreign") for name in ("feta", "Edam", "paneer", "Danbo")),
+    *((name, "costly", "American") for name in ("Humboldt Fog", "Harbison", "Red Hawk", "Winnimere")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    name: str
+    domain: str
+    price: str
+    origin: str
+    age: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """Somebody the texts are about; `value` is None for people of whom only neutral things are known."""
+
+    name: str
+    value: Value | None
+    town: str
+    trade: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed as the one object it is, so that `of` can be cached
+class World:
+    """Everything that is true. `people` are met in pretraining, `newcomers` only in the replay text of later stages."""
+
+    seed: int
+    items: tuple[Item, ...]
+    people: tuple[Person, ...]
+    newcomers: tuple[Person, ...]
+
+    def of(self, domain: str, **poles: str) -> list[Item]:
+        """The items of a domain that have the given poles, e.g. `of("book", price="cheap")`."""
+        return _of(self, domain, tuple(sorted(poles.items())))
+
+
+@functools.cache
+def _of(world: World, domain: str, poles: tuple[tuple[str, str], ...]) -> list[Item]:
+    return [item for item in world.items if item.domain == domain and all(getattr(item, a) == p for a, p in poles)]
+
+
+TOWNS = ("Alder", "Birch", "Cedar", "Dover", "Easton", "Fenwick", "Grafton", "Hilltop")
+TRADES = ("baker", "teacher", "nurse", "driver", "farmer", "singer", "tailor", "clerk")
+
+
+def make_world(seed: int, items_per_domain: int, people: int, newcomers: int) -> World:
+    """The world of `seed`: every domain balanced over all poles, every value held by equally many people.
+
+    One person in five holds no value. Raises ValueError unless items_per_domain is a multiple of 8.
+    """
+    combinations = list(itertools.product(*ATTRIBUTES.values()))
+    if items_per_domain % len(combinations):
+        raise ValueError(f"items_per_domain must be a multiple of {len(combinations)}, got {items_per_domain}")
+    rng = np.random.default_rng([seed, 0])
+    domains = [domain for group in DOMAINS.values() for domain in group]
+    names = _invented_names(rng, len(domains) * items_per_domain + people + newcomers)
+    items = [Item(name, DEMONSTRATED, price, origin, ("classic", "modern")[i % 2]) for i, (name, price, origin) in enumerate(_CHEESES)]
+    for domain in domains:
+        for poles in combinations * (items_per_domain // len(combinations)):
+            items.append(Item(names.pop(), domain, *poles))
+    held = [*VALUES.values(), None]
+    everyone = [
+        Person(names.pop(), held[i % len(held)], str(rng.choice(TOWNS)), str(rng.choice(TRADES)))
+        for i in range(people + newcomers)
+    ]
+    return World(seed, tuple(items), tuple(everyone[:people]), tuple(everyone[people:]))
+
+
+def _invented_names(rng: np.random.Generator, count: int) -> list[str]:
+    """`count` different names of two or three syllables that mean nothing."""
+    onsets, vowels, codas = "b d f g h k l m n p r s t v z".split(), "a e i o u".split(), ["", "l", "n", "r", "s", "x"]
+    names: dict[str, None] = {}
+    while len(names) < count:
+        syllables = [str(rng.choice(onsets)) + str(rng.choice(vowels)) for _ in range(rng.integers(2, 4))]
+        names.setdefault(("".join(syllables) + str(rng.choice(codas))).capitalize())
+    return list(names)

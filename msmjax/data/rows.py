@@ -1,0 +1,185 @@
+"""Rows: records packed offline into fixed-length arrays, stored as a TFDS dataset, with a ledger of every token.
+
+In: JSONL files of records. Out: an artifact directory with an `array_record` dataset of `tokens`, `segment_ids`, `loss_mask`
+(each [T]), and `ledger.json`. Segments count from 1 within a row; 0 is padding. `loss_mask` marks the tokens that are
+predicted; the first token of a segment has nothing to be predicted from and is never marked.
+"""
+
+import bisect
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from msmjax import artifact
+from msmjax.artifact import BadInput
+from msmjax.data import chat
+from msmjax.data.tokenizer import BOS, EOS, PAD, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One record as tokens; `splittable` for documents, which may run on in another row (chats may not)."""
+
+    ids: list[int]
+    mask: list[bool]
+    splittable: bool
+    where: str
+
+
+def read_examples(paths: Iterable[Path], tokenizer: Tokenizer) -> Iterator[Example]:
+    """The records of JSONL files as tokens, in order. A record has `text` (a document) or `messages` (a conversation).
+
+    Raises BadInput with file and line for a record that has neither.
+    """
+    for path in paths:
+        records = artifact.read_jsonl(path)
+        texts = [record["text"] if isinstance(record.get("text"), str) else "" for record in records]
+        for number, (record, ids) in enumerate(zip(records, tokenizer.encode_all(texts), strict=True), 1):
+            where = f"{path}:{number}"
+            if isinstance(record.get("text"), str):
+                # An empty text has no tokens at all, so that the ledger counts it as dropped.
+                whole = [BOS, *ids, EOS] if ids else []
+                yield Example(whole, [i > 0 for i in range(len(whole))], True, where)
+            elif "messages" in record:
+                yield Example(*chat.render(record["messages"], tokenizer, where), False, where)
+            else:
+                raise BadInput(f"{where}: neither 'text' nor 'messages'; a record is a document or a conversation")
+
+
+def pack(examples: Iterable[Example], row_length: int) -> tuple[dict[str, np.ndarray], dict]:
+    """Best-fit decreasing packing: arrays `tokens`, `segment_ids`, `loss_mask` of shape [rows, T], and the ledger.
+
+    Documents longer than a row are split into pieces that are segments of their own; a longer conversation raises BadInput.
+    Best-fit packing as in arXiv 2404.10830: each piece goes into the fullest row that still holds it.
+    """
+    ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0, "dropped_records": 0}
+    pieces: list[tuple[list[int], list[bool]]] = []
+    for example in examples:
+        size = len(example.ids)
+        ledger["source_records"] += 1
+        ledger["source_tokens"] += size
+        if size == 0:
+            ledger["dropped_records"] += 1
+        elif size <= row_length:
+            ledger["kept_tokens"] += size
+            pieces.append((example.ids, example.mask))
+        elif example.splittable:
+            ledger["split_tokens"] += size
+            for start in range(0, size, row_length):
+                mask = example.mask[start : start + row_length]
+                pieces.append((example.ids[start : start + row_length], [False, *mask[1:]]))
+        else:
+            raise BadInput(f"{example.where}: a conversation of {size} tokens does not fit row_length={row_length}; raise row_length")
+    if not pieces:
+        raise BadInput(f"nothing to pack: {ledger['source_records']} records, none with tokens; the corpus is empty")
+
+    rows: list[list[int]] = []
+    with_space: dict[int, list[int]] = {}  # space left -> rows that have just that
+    spaces: list[int] = []  # the keys of with_space, sorted
+    for index in sorted(range(len(pieces)), key=lambda i: -len(pieces[i][0])):  # stable: equal lengths keep their order
+        size = len(pieces[index][0])
+        at = bisect.bisect_left(spaces, size)
+        if at == len(spaces):
+            row, space = len(rows), row_length
+            rows.append([])
+        else:
+            space = spaces[at]
+            row = with_space[space].pop()
+            if not with_space[space]:
+                del with_space[space], spaces[at]
+        rows[row].append(index)
+        left = space - size
+        if left:
+            if left not in with_space:
+                bisect.insort(spaces, left)
+            with_space.setdefault(left, []).append(row)
+
+    tokens = np.full((len(rows), row_length), PAD, np.int32)
+    segment_ids = np.zeros((len(rows), row_length), np.int32)
+    loss_mask = np.zeros((len(rows), row_length), bool)
+    for row, members in enumerate(rows):
+        start = 0
+        for segment, index in enumerate(members, 1):
+            ids, mask = pieces[index]
+            end = start + len(ids)
+            tokens[row, start:end], segment_ids[row, start:end], loss_mask[row, start:end] = ids, segment, mask
+            start = end
+    ledger |= {
+        "dropped_tokens": {},
+        "padded_tokens": int((segment_ids == 0).sum()),
+        "supervised_tokens": int(loss_mask.sum()),
+        "rows": len(rows),
+        "row_length": row_length,
+    }
+    if not ledger["supervised_tokens"]:
+        raise BadInput("all-zero loss mask: not one token of this corpus would be trained on")
+    return {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}, ledger
+
+
+def make_rows(parent: Path, name: str, corpus: Path, tokenizer: Tokenizer, row_length: int) -> Path:
+    """The artifact of a corpus directory's records as rows; made once for each (corpus, tokenizer, row length, code)."""
+    inputs = {
+        "corpus": corpus.name,
+        "tokenizer": tokenizer.path.parent.name,
+        "row_length": row_length,
+        "code": artifact.code_hash("data"),
+    }
+
+    def build(directory: Path) -> dict:
+        try:
+            arrays, ledger = pack(read_examples(sorted(corpus.glob("*.jsonl")), tokenizer), row_length)
+        except BadInput as error:
+            raise BadInput(f"corpus {name} ({corpus}): {error}") from None
+        content = artifact.content_hash(b"".join(array.tobytes() for array in arrays.values()))
+        _write_dataset(directory, content, arrays)
+        artifact.write_json(directory / "ledger.json", ledger)
+        return {"content": content}
+
+    return artifact.make(parent, name, inputs, build)
+
+
+def read_ledger(directory: Path) -> dict:
+    """The token ledger of a rows artifact."""
+    return json.loads((directory / "ledger.json").read_text(encoding="utf-8"))
+
+
+def open_rows(directory: Path):
+    """The rows of an artifact for random access: `source[i]` is a dict of three [T] arrays, `len(source)` their number."""
+    import tensorflow_datasets as tfds
+
+    content = artifact.read_manifest(directory)["content"]
+    return tfds.builder_from_directory(directory / "msm_rows" / content / "1.0.0").as_data_source(split="train")
+
+
+def _write_dataset(directory: Path, content: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the arrays as the TFDS dataset `msm_rows/<content>/1.0.0`; the content hash is its config's name."""
+    import tensorflow_datasets as tfds
+
+    class MsmRows(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                name: tfds.features.Tensor(shape=array.shape[1:], dtype=array.dtype) for name, array in arrays.items()
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Packed rows of msmjax: tokens, segment_ids (0 is padding), loss_mask (True: predicted).",
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,  # the order of rows is part of what `batch(step)` promises
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for index in range(len(arrays["tokens"])):
+                yield index, {name: array[index] for name, array in arrays.items()}
+
+    config = tfds.core.BuilderConfig(name=content, version="1.0.0")
+    builder = MsmRows(config=config, data_dir=directory, file_format="array_record")
+    tfds.disable_progress_bar()  # it draws one for each of its phases
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))

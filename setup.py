@@ -1,0 +1,42 @@
+"""Package and pins. Every pin says why it is there; tool settings live in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+INSTALL = [
+    "jax>=0.10.2,<0.12",  # 0.10 is the last line for Python 3.11; 0.12 has not been run
+    "flax>=0.12.8,<0.13,!=0.12.9",  # 0.12.9 does not import with jax 0.11.2 (google/flax#5596)
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",  # the CheckpointManager interface this code was run with
+    "numpy>=2.0",
+    "scipy>=1.14",  # Student t and the bootstrap behind every interval
+    "tensorflow-datasets>=4.9.10,<4.10",  # array_record datasets work without TensorFlow from here on
+    "array-record>=0.8.3",  # the storage behind those datasets; TFDS does not ask for it itself
+    "sentencepiece>=0.2.1,<0.3",  # training is deterministic within one minor version only
+    "ml-collections>=1.1,<2",
+    "absl-py>=2.1",
+    "tqdm>=4.66",
+    "rich>=13.7",
+    "matplotlib>=3.9",  # the report's figures
+    "jinja2>=3.1",  # the report's page
+    "tensorboardX>=2.6.4",  # TensorBoard event files without TensorFlow
+]
+
+setup(
+    name="msmjax",
+    version="0.1.0",
+    description="Model Spec Midtraining in JAX: from a Model Spec to a measured generalization",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["msmjax", "msmjax.*"]),
+    package_data={"msmjax.report": ["*.j2"]},
+    install_requires=INSTALL,
+    extras_require={
+        "test": [
+            "pytest>=8.3",
+            "hypothesis>=6.100",
+            "ruff==0.15.*",  # formatting differs between minor versions
+        ],
+    },
+)
