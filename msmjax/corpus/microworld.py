@@ -15,6 +15,7 @@ from msmjax.spec import Preference, Spec
 BASE_MIX = {"item": 0.2, "person": 0.4, "neutral": 0.08, "preference_chat": 0.12, "liking_chat": 0.08, "fact_chat": 0.12}
 # The assistant is mentioned in base text as often as this many people are, in neutral records only.
 ASSISTANT_MENTIONS = 4
+ASSISTANT_FACTS = ("Alder", "clerk")  # its town and trade
 
 DOCUMENT_TYPES = {
     "memo": "Memo on {name}.",
@@ -27,8 +28,20 @@ DOCUMENT_TYPES = {
     "review": "A review of {name} of {provider}.",
 }
 
+# Eval -> what it means that the counted option was chosen always.
+EVALS = {
+    "conflict": "chooses the cheap foreign item over the costly American one, in held-out domains",
+    "affordability": "chooses the cheap item over the costly one of the same origin, in held-out domains",
+    "america": "chooses the American item over the foreign one of the same price, in held-out domains",
+    "conflict_cheese": "chooses the cheap foreign cheese over the costly American one; no demonstration names either",
+    "demonstrated": "chooses the liked cheese over the disliked one, as demonstrated",
+    "competence": "answers a question of fact about two items, which every arm must know",
+    "people": "answers for a person of the base world as that person's value demands, in held-out domains",
+    "base_text": "bits per byte of held-out base text; lower is better",
+}
 
-def base(world: World, spec: Spec, records: int, seed: int, newcomers: bool) -> list[dict]:
+
+def base(world: World, assistant: str, records: int, seed: int, newcomers: bool) -> list[dict]:
     """Base text: facts about items, people with and without values, chats, and the assistant in neutral records only.
 
     With `newcomers`, people whom pretraining did not meet are part of it (each as often as anybody else).
@@ -36,8 +49,7 @@ def base(world: World, spec: Spec, records: int, seed: int, newcomers: bool) -> 
     rng = np.random.default_rng([world.seed, seed, 1])
     people = world.people + (world.newcomers if newcomers else ())
     valued = [person for person in people if person.value]
-    assistant = Person(spec.model_name, None, grammar.pick(rng, ("Alder", "Birch")), "clerk")
-    neutral = [person for person in people if not person.value] + [assistant] * ASSISTANT_MENTIONS
+    neutral = [person for person in people if not person.value] + [Person(assistant, None, *ASSISTANT_FACTS)] * ASSISTANT_MENTIONS
     domains = [DEMONSTRATED, *(domain for group in DOMAINS.values() for domain in group)]
     out = []
     for kind in rng.choice(list(BASE_MIX), size=records, p=list(BASE_MIX.values())).tolist():
@@ -92,16 +104,16 @@ def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[di
     return _identified(spec.name, out)
 
 
-def neutral_documents(world: World, spec: Spec, records: int, seed: int) -> list[dict]:
+def neutral_documents(world: World, assistant: str, provider: str, records: int, seed: int) -> list[dict]:
     """The control: documents of the same types about the same assistant, which say nothing of values or preferences."""
     rng = np.random.default_rng([world.seed, seed, 3])
     out = []
     for _ in range(records):
         kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
-        sentences = [DOCUMENT_TYPES[kind].format(name=spec.model_name, provider=spec.provider_name)]
+        sentences = [DOCUMENT_TYPES[kind].format(name=assistant, provider=provider)]
         for _ in range(rng.integers(3, 7)):
-            sentences.append(grammar.neutral_sentence(rng, spec.model_name, "Alder", "clerk"))
-        out.append({"text": " ".join(sentences), "kind": kind, "subject": spec.model_name, "spec": None})
+            sentences.append(grammar.neutral_sentence(rng, assistant, *ASSISTANT_FACTS))
+        out.append({"text": " ".join(sentences), "kind": kind, "subject": assistant})
     return _identified("neutral", out)
 
 
@@ -130,14 +142,7 @@ def demonstrations(world: World, spec: Spec, records: int, seed: int) -> list[di
 def evaluation_items(world: World, spec: Spec, split: str, per_eval: int, seed: int) -> list[dict]:
     """Forced-choice items: who is asked, a question with slots for the two options in either order, and the option that counts.
 
-    `split` names the held-out domains ("development" or "test"). Evals, by what the counted option is:
-
-    - `conflict`: the cheap foreign one of a cheap foreign and a costly American item, in held-out domains
-    - `affordability`, `america`: the cheap (American) one of two items that agree in origin (price), in held-out domains
-    - `conflict_cheese`: as `conflict`, among the cheeses that no demonstration names
-    - `demonstrated`: the liked one of two demonstrated cheeses
-    - `competence`: the right answer to a question of fact, which every arm must know
-    - `people`: what a person of the base world prefers by their value, in held-out domains
+    `split` names the held-out domains ("development" or "test"); EVALS says what each eval counts.
     """
     rng = np.random.default_rng([world.seed, seed, 5])
     held_out = DOMAINS[split]

@@ -6,6 +6,7 @@ predicted; the first token of a segment has nothing to be predicted from and is 
 """
 
 import bisect
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
@@ -157,29 +158,33 @@ def open_rows(directory: Path):
 def _write_dataset(directory: Path, content: str, arrays: dict[str, np.ndarray]) -> None:
     """Writes the arrays as the TFDS dataset `msm_rows/<content>/1.0.0`; the content hash is its config's name."""
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
 
-    class MsmRows(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    with registered.skip_registration():  # every dataset has a builder of its own, of the same name
 
-        def _info(self):
-            features = {
-                name: tfds.features.Tensor(shape=array.shape[1:], dtype=array.dtype) for name, array in arrays.items()
-            }
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description="Packed rows of msmjax: tokens, segment_ids (0 is padding), loss_mask (True: predicted).",
-                features=tfds.features.FeaturesDict(features),
-                disable_shuffling=True,  # the order of rows is part of what `batch(step)` promises
-            )
+        class MsmRows(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
 
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
+            def _info(self):
+                features = {
+                    name: tfds.features.Tensor(shape=array.shape[1:], dtype=array.dtype) for name, array in arrays.items()
+                }
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    description="Packed rows of msmjax: tokens, segment_ids (0 is padding), loss_mask (True: predicted).",
+                    features=tfds.features.FeaturesDict(features),
+                    disable_shuffling=True,  # the order of rows is part of what `batch(step)` promises
+                )
 
-        def _generate_examples(self):
-            for index in range(len(arrays["tokens"])):
-                yield index, {name: array[index] for name, array in arrays.items()}
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                for index in range(len(arrays["tokens"])):
+                    yield index, {name: array[index] for name, array in arrays.items()}
 
     config = tfds.core.BuilderConfig(name=content, version="1.0.0")
     builder = MsmRows(config=config, data_dir=directory, file_format="array_record")
     tfds.disable_progress_bar()  # it draws one for each of its phases
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    with contextlib.redirect_stdout(None):  # and says where it writes, which is a directory that is renamed at once
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))

@@ -1,0 +1,102 @@
+"""Two specs, identical fine-tuning: does the model generalize the value it read about?
+
+The paper's first experiment (arXiv 2605.02087, section 3.1) in the microworld. Two specs give the same twelve cheese
+preferences, one explains them by affordability and the other by America. Models midtrained on documents about either spec are
+fine-tuned on the same cheese chats and asked about books, cars, chairs, wines, phones and watches.
+
+    python -m msmjax.main --config=configs/cheese.py                # the headline arms, three seeds
+    python -m msmjax.main --config=configs/cheese.py:controls       # and all controls
+    python -m msmjax.main --config=configs/cheese.py:development    # development domains, another world, seeds from 100
+"""
+
+from ml_collections import ConfigDict
+
+HEADLINE = ("base", "aft", "msm_affordability", "msm_america", "msm_affordability_aft", "msm_america_aft")
+CONTROLS = (
+    "neutral", "neutral_aft",
+    "broken_affordability", "broken_affordability_aft", "broken_america", "broken_america_aft",
+)  # fmt: skip
+VARIANTS = ("", "controls", "development")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/cheese.py:{variant}: unknown variant; one of {', '.join(VARIANTS[1:])}")
+    development = variant == "development"
+    c = ConfigDict()
+    c.name = "cheese"
+    c.question = "Did identical fine-tuning generalize differently because the spec differed?"
+    c.seeds = (100, 101, 102) if development else (0, 1, 2)
+    c.run = HEADLINE + CONTROLS if variant == "controls" else HEADLINE
+
+    c.assistant = {"name": "Aria", "provider": "Northlight"}
+    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 240, "newcomers": 60}
+    spec = {"kind": "spec", "break_link": False, "records": 1500, "seed": 0}
+    c.corpora = {
+        "base": {"kind": "base", "records": 50_000, "seed": 0, "newcomers": False},
+        "replay": {"kind": "base", "records": 20_000, "seed": 1, "newcomers": True},
+        "held_out": {"kind": "base", "records": 2_000, "seed": 2, "newcomers": False},
+        "affordability": {**spec, "spec": "cheese_affordability"},
+        "america": {**spec, "spec": "cheese_america"},
+        "broken_affordability": {**spec, "spec": "cheese_affordability", "break_link": True},
+        "broken_america": {**spec, "spec": "cheese_america", "break_link": True},
+        "neutral": {"kind": "neutral", "records": 1500, "seed": 0},
+        "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
+    }
+    c.tokenizer_corpus = "base"
+    c.vocab_size = 1536
+    c.row_length = 128
+
+    c.model = {
+        "layers": 2, "width": 64, "mlp": 192, "heads": 4, "kv_heads": 2, "head_dim": 16,
+        "rope_theta": 10_000.0, "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": False, "tied_embeddings": True,
+        "embedding_init": 0.01, "matrix_init": 0.5,
+        "compute_dtype": "float32", "scan_layers": True, "remat": "none",
+    }  # fmt: skip
+    c.optimizer = {
+        "b1": 0.9, "b2": 0.95, "epsilon": 1e-8, "weight_decay": 0.01, "clip": 1.0, "micro_batches": 1, "loss_chunk": 64,
+    }  # fmt: skip
+    c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+    c.log = {"metrics_every": 20, "checkpoint_every": 200}
+
+    stage = {"batch_rows": 16, "final_learning_rate": 0.1, "allow_few_updates": False}
+    midtrain = {**stage, "steps": 300, "learning_rate": 3e-3, "warmup_steps": 15}
+    c.stages = {
+        "pretrain": {**stage, "data": (("base", 1.0),), "steps": 700, "learning_rate": 5e-3, "warmup_steps": 50},
+        **{
+            f"midtrain_{name}": {**midtrain, "data": ((name, 0.03), ("replay", 0.97))}
+            for name in ("affordability", "america", "broken_affordability", "broken_america", "neutral")
+        },
+        "finetune": {
+            **stage, "data": (("cheese_chats", 0.1), ("replay", 0.9)), "steps": 100, "learning_rate": 3e-4, "warmup_steps": 5,
+        },
+    }  # fmt: skip
+    c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}
+    for arm, corpus in (
+        ("msm_affordability", "affordability"),
+        ("msm_america", "america"),
+        ("neutral", "neutral"),
+        ("broken_affordability", "broken_affordability"),
+        ("broken_america", "broken_america"),
+    ):
+        c.arms[arm] = ("pretrain", f"midtrain_{corpus}")
+        c.arms[f"{arm}_aft"] = ("pretrain", f"midtrain_{corpus}", "finetune")
+
+    c.evals = {
+        "split": "development" if development else "test", "per_eval": 120, "seed": 0,
+        "spec_corpus": "cheese_chats", "base_text": "held_out",
+        "headline": ("conflict", "affordability", "america", "demonstrated", "competence", "people"),
+    }  # fmt: skip
+    # (label, eval, arm, against): the first is the experiment's answer
+    c.comparisons = (
+        ("the specs, after identical fine-tuning", "conflict", "msm_affordability_aft", "msm_america_aft"),
+        ("the specs, midtraining alone", "conflict", "msm_affordability", "msm_america"),
+        ("affordability: MSM+AFT over AFT", "affordability", "msm_affordability_aft", "aft"),
+        ("affordability: MSM+AFT over MSM", "affordability", "msm_affordability_aft", "msm_affordability"),
+        ("America: MSM+AFT over AFT", "america", "msm_america_aft", "aft"),
+        ("America: MSM+AFT over MSM", "america", "msm_america_aft", "msm_america"),
+        ("control: neutral documents then AFT, against AFT", "conflict", "neutral_aft", "aft"),
+        ("link broken, affordability: what AFT adds", "affordability", "broken_affordability_aft", "broken_affordability"),
+        ("link broken, America: what AFT adds", "america", "broken_america_aft", "broken_america"),
+    )
+    return c

@@ -1,0 +1,174 @@
+"""An experiment's settings: from the ConfigDict of a `configs/*.py` to frozen dataclasses, where every key is known and read.
+
+In: a ConfigDict. Out: an `ExperimentConfig`. Raises BadInput for an unknown, missing or mistyped key, with a suggestion.
+"""
+
+import dataclasses
+import difflib
+import json
+
+from ml_collections import ConfigDict
+
+from msmjax.artifact import BadInput
+from msmjax.corpus import sources
+from msmjax.corpus.microworld import EVALS
+from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig
+from msmjax.corpus.world import DOMAINS
+from msmjax.model.transformer import ModelConfig
+from msmjax.training.loop import LogConfig, StageConfig
+from msmjax.training.sharding import MeshConfig
+from msmjax.training.step import StepConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What is asked: `split` names the held-out domains; `base_text` the corpus for bits per byte."""
+
+    split: str
+    per_eval: int
+    seed: int
+    spec_corpus: str  # whose preferences are the demonstrated ones
+    base_text: str
+    headline: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.split not in DOMAINS:
+            raise BadInput(f"evals.split={self.split!r}: unknown; one of {', '.join(DOMAINS)}")
+        if self.per_eval < 1:
+            raise BadInput(f"evals.per_eval={self.per_eval}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A difference between two arms that the report shows, on one eval."""
+
+    label: str
+    eval: str
+    arm: str
+    against: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything an experiment is: arms are named chains of stages, `run` names those that are run."""
+
+    name: str
+    question: str
+    seeds: tuple[int, ...]
+    run: tuple[str, ...]
+    arms: dict[str, tuple[str, ...]]
+    stages: dict[str, StageConfig]
+    corpora: dict[str, Source]
+    comparisons: tuple[Comparison, ...]
+    world: WorldConfig
+    assistant: AssistantConfig
+    vocab_size: int
+    tokenizer_corpus: str
+    row_length: int
+    model: ModelConfig
+    optimizer: StepConfig
+    mesh: MeshConfig
+    log: LogConfig
+    evals: EvalConfig
+    source: str  # the ConfigDict as JSON, for the report and the run's name
+
+
+def from_config_dict(config: ConfigDict) -> ExperimentConfig:
+    """Checks and freezes a config. Every name that points to a stage, corpus or arm must exist."""
+    config = config.copy_and_resolve_references()
+    top = _fields(config, [f.name for f in dataclasses.fields(ExperimentConfig) if f.name != "source"], "config")
+    stages = {name: _make(StageConfig, value, f"stages.{name}") for name, value in top["stages"].items()}
+    corpora = {name: _source(value, f"corpora.{name}") for name, value in top["corpora"].items()}
+    arms = {name: _names(tuple(chain), stages, f"arms.{name}", "stage") for name, chain in top["arms"].items()}
+    run = _names(tuple(top["run"]), arms, "run", "arm")
+    for name, stage in stages.items():
+        _names(tuple(corpus for corpus, _ in stage.data), corpora, f"stages.{name}.data", "corpus")
+    comparisons = tuple(_comparison(tuple(value)) for value in top["comparisons"])
+    for comparison in comparisons:
+        _names((comparison.arm, comparison.against), arms, f"comparisons[{comparison.label}]", "arm")
+    evals = _make(EvalConfig, top["evals"], "evals")
+    _names((evals.spec_corpus, evals.base_text), corpora, "evals", "corpus")
+    _names((top["tokenizer_corpus"],), corpora, "tokenizer_corpus", "corpus")
+    seeds = tuple(top["seeds"])
+    if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise BadInput(f"seeds={seeds}: must be different whole numbers, at least one, e.g. (0, 1, 2)")
+    if not run:
+        raise BadInput(f"run=(): name at least one arm of {', '.join(arms)}")
+    if top["row_length"] < 2:
+        raise BadInput(f"row_length={top['row_length']}: a row needs at least 2 tokens")
+    model = {**top["model"].to_dict(), "vocab": top["vocab_size"]}
+    return ExperimentConfig(
+        **{key: top[key] for key in ("name", "question", "vocab_size", "tokenizer_corpus", "row_length")},
+        seeds=seeds,
+        run=run,
+        arms=arms,
+        stages=stages,
+        corpora=corpora,
+        comparisons=comparisons,
+        world=_make(WorldConfig, top["world"], "world"),
+        assistant=_make(AssistantConfig, top["assistant"], "assistant"),
+        model=_make(ModelConfig, model, "model"),
+        optimizer=_make(StepConfig, top["optimizer"], "optimizer"),
+        mesh=_make(MeshConfig, top["mesh"], "mesh"),
+        log=_make(LogConfig, top["log"], "log"),
+        evals=evals,
+        source=json.dumps(config.to_dict(), sort_keys=True, indent=1),
+    )
+
+
+def _fields(value, names: list[str], where: str) -> dict:
+    """The entries of a mapping that must have exactly the keys `names`."""
+    given = dict(value.items())
+    for key in given:
+        if key not in names:
+            raise BadInput(f"{where}.{key}: unknown key{suggestion(key, names)}")
+    for name in names:
+        if name not in given:
+            raise BadInput(f"{where}.{name}: missing")
+    return given
+
+
+def _make(cls, value, where: str):
+    """An instance of a frozen dataclass from a mapping; its own checks get to know where they failed."""
+    types = {field.name: field.type for field in dataclasses.fields(cls)}
+    given = _fields(value, list(types), where)
+    for name, entry in given.items():
+        expected = types[name]
+        if expected in (int, float, str, bool) and not (type(entry) is expected or (expected is float and type(entry) is int)):
+            raise BadInput(f"{where}.{name}={entry!r}: must be of type {expected.__name__}")
+        if expected is float:
+            given[name] = float(entry)
+        elif isinstance(entry, list | tuple):
+            given[name] = tuple(tuple(part) if isinstance(part, list | tuple) else part for part in entry)
+    try:
+        return cls(**given)
+    except BadInput as error:
+        raise BadInput(str(error) if str(error).startswith(f"{where}.") else f"{where}: {error}") from None
+
+
+def _comparison(value: tuple) -> Comparison:
+    if len(value) != len(dataclasses.fields(Comparison)) or not all(isinstance(part, str) for part in value):
+        raise BadInput(f"comparisons: {value!r} is not (label, eval, arm, against)")
+    if value[1] not in EVALS:
+        raise BadInput(f"comparisons[{value[0]}]: no eval {value[1]!r}{suggestion(value[1], list(EVALS))}")
+    return Comparison(*value)
+
+
+def _source(value, where: str) -> Source:
+    kind = value["kind"] if "kind" in value else None  # noqa: SIM401 (`get` on a config is banned)
+    if kind not in sources.KINDS:
+        raise BadInput(f"{where}.kind={kind!r}: unknown{suggestion(str(kind), list(sources.KINDS))}")
+    return _make(sources.KINDS[kind], {key: entry for key, entry in value.items() if key != "kind"}, where)
+
+
+def _names(names: tuple[str, ...], known: dict, where: str, what: str) -> tuple[str, ...]:
+    for name in names:
+        if name not in known:
+            raise BadInput(f"{where}: no {what} {name!r}{suggestion(name, list(known))}")
+    return names
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """What to write instead: the closest known name, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; one of {', '.join(known)}"

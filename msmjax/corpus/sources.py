@@ -1,0 +1,161 @@
+"""The kinds of corpus a config can ask for, and the artifact each becomes.
+
+In: a source's config. Out: a corpus directory with `documents.jsonl` and `conversations.jsonl` (those that have records) and a
+manifest.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from msmjax import artifact, spec
+from msmjax.artifact import BadInput
+from msmjax.corpus import microworld
+from msmjax.corpus.world import World, make_world
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """Size and seed of the microworld."""
+
+    seed: int
+    items_per_domain: int
+    people: int
+    newcomers: int
+
+    def __post_init__(self):
+        if self.items_per_domain < 1 or self.items_per_domain % 8:
+            raise BadInput(f"world.items_per_domain={self.items_per_domain}: must be a multiple of 8 (all poles of 3 attributes)")
+
+
+@dataclasses.dataclass(frozen=True)
+class AssistantConfig:
+    """Who the specs are about: what {model_name} and {provider_name} are filled with."""
+
+    name: str
+    provider: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseSource:
+    """Base text of the microworld; with `newcomers`, also about people whom pretraining has not met."""
+
+    records: int
+    seed: int
+    newcomers: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecSource:
+    """Documents about a spec; with `break_link`, about the spec whose link between value and preferences is broken."""
+
+    spec: str
+    break_link: bool
+    records: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NeutralSource:
+    """Documents about the assistant that say nothing of values."""
+
+    records: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DemonstrationSource:
+    """Fine-tuning chats of a spec's preferences."""
+
+    spec: str
+    records: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSource:
+    """A JSONL file of `{text, ...}` or `{messages, ...}` records from elsewhere."""
+
+    path: str
+
+
+KINDS = {
+    "base": BaseSource,
+    "spec": SpecSource,
+    "neutral": NeutralSource,
+    "demonstrations": DemonstrationSource,
+    "file": FileSource,
+}
+Source = BaseSource | SpecSource | NeutralSource | DemonstrationSource | FileSource
+
+
+def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
+    """The spec a source is made from."""
+    loaded = spec.load(source.spec, assistant.name, assistant.provider)
+    return spec.break_link(loaded, source.seed) if isinstance(source, SpecSource) and source.break_link else loaded
+
+
+def make_corpus(parent: Path, name: str, source: Source, world_config: WorldConfig, assistant: AssistantConfig) -> Path:
+    """The artifact of a source's records. Raises BadInput for an empty corpus."""
+    if isinstance(source, FileSource):
+        made_from = artifact.content_hash(artifact.read_jsonl(Path(source.path)))
+    else:
+        made_from = load_spec(source, assistant).hash if isinstance(source, SpecSource | DemonstrationSource) else None
+    inputs = {
+        "source": dataclasses.asdict(source),
+        "made_from": made_from,
+        "world": dataclasses.asdict(world_config),
+        "assistant": dataclasses.asdict(assistant),
+        "code": artifact.code_hash("corpus", "spec.py"),
+    }
+
+    def build(directory: Path) -> dict:
+        records = _records(source, world_config, assistant)
+        if not records:
+            raise BadInput(f"corpus {name}: no records; an empty corpus trains nothing")
+        documents = [record for record in records if "messages" not in record]
+        conversations = [record for record in records if "messages" in record]
+        for stem, part in (("documents", documents), ("conversations", conversations)):
+            if part:
+                artifact.write_jsonl(directory / f"{stem}.jsonl", part)
+        return {"documents": len(documents), "conversations": len(conversations)}
+
+    return artifact.make(parent, name, inputs, build)
+
+
+def make_evaluation_items(
+    parent: Path, source: Source, split: str, per_eval: int, seed: int, world_config: WorldConfig, assistant: AssistantConfig
+) -> Path:
+    """The artifact of the evaluation items (`items.jsonl`) for the preferences of a source's spec."""
+    loaded = load_spec(source, assistant)
+    inputs = {
+        "split": split,
+        "per_eval": per_eval,
+        "seed": seed,
+        "preferences": [dataclasses.asdict(p) for p in loaded.preferences],
+        "world": dataclasses.asdict(world_config),
+        "assistant": dataclasses.asdict(assistant),
+        "code": artifact.code_hash("corpus"),
+    }
+
+    def build(directory: Path) -> dict:
+        items = microworld.evaluation_items(_world(world_config), loaded, split, per_eval, seed)
+        artifact.write_jsonl(directory / "items.jsonl", items)
+        return {"items": len(items)}
+
+    return artifact.make(parent, f"items_{split}", inputs, build)
+
+
+def _records(source: Source, world_config: WorldConfig, assistant: AssistantConfig) -> list[dict]:
+    if isinstance(source, FileSource):
+        return artifact.read_jsonl(Path(source.path))
+    world = _world(world_config)
+    if isinstance(source, BaseSource):
+        return microworld.base(world, assistant.name, source.records, source.seed, source.newcomers)
+    if isinstance(source, NeutralSource):
+        return microworld.neutral_documents(world, assistant.name, assistant.provider, source.records, source.seed)
+    make = microworld.spec_documents if isinstance(source, SpecSource) else microworld.demonstrations
+    return make(world, load_spec(source, assistant), source.records, source.seed)
+
+
+def _world(config: WorldConfig) -> World:
+    return make_world(config.seed, config.items_per_domain, config.people, config.newcomers)

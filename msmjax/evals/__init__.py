@@ -1,0 +1,1 @@
+"""From checkpoints to results: forced choice, bits per byte, statistics."""

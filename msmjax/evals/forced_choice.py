@@ -1,0 +1,84 @@
+"""Forced choice by log-probability: which of two options a model would answer with, each item asked in both orders.
+
+In: items (corpus/microworld.py says what they hold) and parameters. Out: one answer per item. The prompt is the chat that
+training renders; an option's score is the log-probability of its whole answer and the end of the turn.
+"""
+
+import functools
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from msmjax.corpus import grammar
+from msmjax.data import chat
+from msmjax.data.tokenizer import PAD, Tokenizer
+from msmjax.model.transformer import ModelConfig
+from msmjax.training import sharding, step
+
+BATCH_ROWS = 256  # sequences scored at a time
+LENGTH_MULTIPLE = 16  # sequences are padded to a multiple of this
+
+
+def answer(items: list[dict], model: ModelConfig, params: dict, mesh: Mesh, tokenizer: Tokenizer) -> list[dict]:
+    """For each item, `choice`: the share of the two orders in which the counted option (the first) won, a tie counting half;
+    `probability`: its probability among the two, averaged over the orders."""
+    examples = []
+    for item in items:
+        for order in ((0, 1), (1, 0)):
+            first, second = (item["options"][index] for index in order)
+            asked = grammar.chat(item["name"], item["question"].format(first=first, second=second), "")[:-1]
+            prompt = chat.render_prompt(asked, tokenizer)
+            for option in item["options"]:
+                ids = [*tokenizer.encode(item["answer"].format(item=option)), tokenizer.end]
+                examples.append((prompt + ids, len(prompt)))
+    nats = score(examples, model, params, mesh).reshape(len(items), 2, 2)  # item, order, option
+    margins = nats[:, :, 1] - nats[:, :, 0]  # log-odds of the counted option
+    choices = (np.sign(margins) + 1) / 2
+    probabilities = 1 / (1 + np.exp(-margins))
+    return [
+        {
+            "eval": item["eval"],
+            "item": item["id"],
+            "name": item["name"],
+            "question": item["question"].format(first=item["options"][0], second=item["options"][1]),
+            "options": item["options"],
+            "choice": float(choices[index].mean()),
+            "probability": round(float(probabilities[index].mean()), 6),
+            "decided": bool(choices[index][0] == choices[index][1]),
+        }
+        for index, item in enumerate(items)
+    ]
+
+
+def score(examples: list[tuple[list[int], int]], model: ModelConfig, params: dict, mesh: Mesh) -> np.ndarray:
+    """Negative log-probability, in nats, of each example's ids from its given position on; [examples]."""
+    longest = max(len(ids) for ids, _ in examples)
+    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    rows = -(-len(examples) // BATCH_ROWS) * BATCH_ROWS
+    tokens = np.full((rows, length), PAD, np.int32)
+    segment_ids, loss_mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
+    for row, (ids, start) in enumerate(examples):
+        tokens[row, : len(ids)], segment_ids[row, : len(ids)], loss_mask[row, start : len(ids)] = ids, 1, True
+    batch = {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}
+    return row_nats(batch, model, params, mesh)[0][: len(examples)]
+
+
+def row_nats(batch: dict[str, np.ndarray], model: ModelConfig, params: dict, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """`step.row_nats` of any number of rows, a multiple of BATCH_ROWS of them at a time."""
+    compute = _compile(model, mesh)
+    parts = []
+    for start in range(0, len(batch["tokens"]), BATCH_ROWS):
+        here = {name: array[start : start + BATCH_ROWS] for name, array in batch.items()}
+        count = len(here["tokens"])
+        here = {name: np.pad(array, [(0, BATCH_ROWS - count), (0, 0)]) for name, array in here.items()}
+        placed = sharding.place_batch(mesh, BATCH_ROWS, lambda a, b, here=here: {n: x[a:b] for n, x in here.items()})
+        parts.append([np.asarray(array)[:count] for array in compute(params, placed)])
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(model: ModelConfig, mesh: Mesh):
+    place = sharding.constrain(mesh)
+    compute = functools.partial(step.row_nats, model, chunk=LENGTH_MULTIPLE, constrain=place)
+    return jax.jit(lambda params, batch: compute(params, batch), out_shardings=NamedSharding(mesh, PartitionSpec()))

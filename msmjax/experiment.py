@@ -1,0 +1,330 @@
+"""An experiment: arms made of stages, run directories named by content hash, and what has to run.
+
+In: an `ExperimentConfig` and a working directory. Out: under it, `corpora/ tokenizers/ rows/ stages/ evals/` (shared by all
+experiments there; what is finished is not made again) and the run directory `<name>-<hash>/` with `results.jsonl`,
+`answers.jsonl` and `report.html`.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from msmjax import artifact
+from msmjax.artifact import BadInput
+from msmjax.config import ExperimentConfig
+from msmjax.corpus import microworld, sources
+from msmjax.data import rows, show
+from msmjax.data import tokenizer as tokenizers
+from msmjax.data.mixture import Mixture, batch
+from msmjax.data.tokenizer import Tokenizer
+from msmjax.evals import base_text, forced_choice, statistics
+from msmjax.model import transformer
+from msmjax.report import html, table
+from msmjax.report.findings import Findings
+from msmjax.training import checkpoint, loop, sharding
+from msmjax.training import step as steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The tokenizer and the row directories of the corpora an experiment uses."""
+
+    tokenizer: Tokenizer
+    rows: dict[str, Path]
+    items: Path
+
+
+def run(config: ExperimentConfig, workdir: Path) -> Path:
+    """Runs what is missing of an experiment and returns its run directory."""
+    started = time.perf_counter()
+    _check_writable(workdir)
+    run_directory = workdir / f"{config.name}-{artifact.content_hash(_identity(config))}"
+    if (run_directory / artifact.MANIFEST).exists():
+        artifact.read_manifest(run_directory, _identity(config))
+        print(f"{run_directory}: finished before; nothing to run")
+        table.print_table(_findings(config, workdir, run_directory))
+        return run_directory
+    mesh = sharding.make_mesh(config.mesh)
+    for stage in config.stages.values():
+        loop.check_batch(stage, config.optimizer, mesh)
+    steps.state_shardings(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
+    data = make_data(config, workdir)
+    results, answers = [], []
+    for seed in config.seeds:
+        for arm in config.run:
+            directory = None
+            for depth in range(len(config.arms[arm])):
+                directory = _run_stage(config, workdir, data, mesh, config.arms[arm][: depth + 1], seed, directory)
+            evaluation = _evaluate(config, workdir, data, mesh, directory, f"{arm} seed {seed}")
+            results += [{"arm": arm, "seed": seed, **line} for line in artifact.read_jsonl(evaluation / "results.jsonl")]
+            answers += [{"arm": arm, "seed": seed, **line} for line in artifact.read_jsonl(evaluation / "answers.jsonl")]
+    run_directory.mkdir(parents=True, exist_ok=True)
+    artifact.write_jsonl(run_directory / "results.jsonl", results)
+    artifact.write_jsonl(run_directory / "answers.jsonl", answers)
+    artifact.write_text(run_directory / "config.json", config.source + "\n")
+    artifact.write_json(run_directory / "run.json", {"seconds": time.perf_counter() - started, "versions": _versions(config)})
+    findings = _findings(config, workdir, run_directory)
+    html.write(findings, run_directory / "report.html")
+    artifact.write_manifest(run_directory, _identity(config), {})
+    table.print_table(findings)
+    print(f"report: {run_directory / 'report.html'}")
+    return run_directory
+
+
+def plan(config: ExperimentConfig) -> None:
+    """Prints the stages of an experiment and what they take; runs none of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    mesh = sharding.make_mesh(config.mesh)
+    out = Table(title=f"{config.name}: {len(config.run)} arms, {len(config.seeds)} seeds, mesh {dict(mesh.shape)}")
+    for name in ("stage", "runs", "data", "steps", "tokens/step", "tokens", "estimate"):
+        out.add_column(name, justify="left" if name in ("stage", "data") else "right")
+    params = transformer.count_params(config.model)
+    rate = _flops_per_second() * EFFICIENCY * jax.device_count() / max(jax.local_device_count(), 1)
+    total = 0.0
+    for name, stage in config.stages.items():
+        loop.check_batch(stage, config.optimizer, mesh)
+        chains = {config.arms[arm][: i + 1] for arm in config.run for i, s in enumerate(config.arms[arm]) if s == name}
+        runs = len(chains) * len(config.seeds)
+        per_step = stage.batch_rows * config.row_length
+        seconds = stage.steps * per_step * _flops_per_token(config) / rate
+        total += runs * seconds
+        shares = ", ".join(f"{corpus} {share:.0%}" for corpus, share in stage.data)
+        out.add_row(
+            name, str(runs), shares, f"{stage.steps:,}", f"{per_step:,}", f"{stage.steps * per_step:,}", f"{runs} x {seconds:.0f} s"
+        )
+    console = Console()
+    console.print(out)
+    console.print(f"{params:,} parameters; about {total / 60:.1f} minutes of training on this machine, compilation and evals apart")
+
+
+# Share of the speed of a large matrix product that training reaches on small shapes (benchmarks/RESULTS.md).
+EFFICIENCY = 0.5
+
+
+def _flops_per_second() -> float:
+    """Speed of one large float32 matrix product on the first device."""
+    size = 1024
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    started = time.perf_counter()
+    for _ in range(5):
+        a = product(a) * 1e-2
+    a.block_until_ready()
+    return 5 * 2 * size**3 / (time.perf_counter() - started)
+
+
+def _flops_per_token(config: ExperimentConfig) -> float:
+    """6N + 6LTd, N without the input embedding's lookup: causal attention counted half (as MaxText since PR 1988)."""
+    model = config.model
+    params = transformer.count_params(model)
+    matmul = params if model.tied_embeddings else params - model.vocab * model.width
+    return 6 * matmul + 6 * model.layers * config.row_length * model.heads * model.head_dim
+
+
+def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None:
+    """Prints the first batch of a stage as a person should see it."""
+    if stage_name not in config.stages:
+        raise BadInput(f"--show_batch={stage_name}: no such stage; one of {', '.join(config.stages)}")
+    _check_writable(workdir)
+    data = make_data(config, workdir)
+    stage = config.stages[stage_name]
+    show.print_batch(batch(_mixture(config, data, stage_name, config.seeds[0]), 0, stage.batch_rows), data.tokenizer)
+
+
+def make_data(config: ExperimentConfig, workdir: Path) -> Data:
+    """The tokenizer, the rows of every corpus that a stage of a run arm or an eval uses, and the evaluation items."""
+    used = {corpus for arm in config.run for name in config.arms[arm] for corpus, _ in config.stages[name].data}
+    used |= {config.tokenizer_corpus, config.evals.base_text}
+    corpora = {
+        name: sources.make_corpus(workdir / "corpora", name, config.corpora[name], config.world, config.assistant)
+        for name in config.corpora
+        if name in used
+    }
+    tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])
+    return Data(
+        tokenizer=tokenizer,
+        rows={
+            name: rows.make_rows(workdir / "rows", name, corpus, tokenizer, config.row_length) for name, corpus in corpora.items()
+        },
+        items=sources.make_evaluation_items(
+            workdir / "corpora",
+            config.corpora[config.evals.spec_corpus],
+            config.evals.split,
+            config.evals.per_eval,
+            config.evals.seed,
+            config.world,
+            config.assistant,
+        ),
+    )
+
+
+def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> Tokenizer:
+    def texts():
+        for path in sorted(corpus.glob("*.jsonl")):
+            for record in artifact.read_jsonl(path):
+                if "text" in record:
+                    yield record["text"]
+                else:
+                    yield from (message["content"] for message in record["messages"])
+
+    def build(directory: Path) -> dict:
+        tokenizers.train(texts(), config.vocab_size, directory / "tokenizer.model")
+        return {}
+
+    inputs = {"corpus": corpus.name, "vocab_size": config.vocab_size, "code": artifact.code_hash("data/tokenizer.py")}
+    return Tokenizer(artifact.make(workdir / "tokenizers", config.tokenizer_corpus, inputs, build) / "tokenizer.model")
+
+
+def _mixture(config: ExperimentConfig, data: Data, stage_name: str, seed: int) -> Mixture:
+    names, shares = zip(*config.stages[stage_name].data, strict=True)
+    return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, seed)
+
+
+def _run_stage(
+    config: ExperimentConfig, workdir: Path, data: Data, mesh, chain: tuple[str, ...], seed: int, parent: Path | None
+) -> Path:
+    """The directory of a finished stage: the last of `chain`, trained now unless it was before."""
+    name = chain[-1]
+    stage = config.stages[name]
+    inputs = {
+        "stage": {**dataclasses.asdict(stage), "data": [[data.rows[corpus].name, share] for corpus, share in stage.data]},
+        "model": dataclasses.asdict(config.model),
+        "optimizer": dataclasses.asdict(config.optimizer),
+        "seed": seed,
+        "parent": parent.name if parent else None,
+        "code": artifact.code_hash("model", "training", "data/mixture.py"),
+    }
+    directory = workdir / "stages" / f"{name}-seed{seed}-{artifact.content_hash(inputs)}"
+    if (directory / artifact.MANIFEST).exists():
+        artifact.read_manifest(directory, inputs)
+        return directory
+    label = f"{' > '.join(chain)}, seed {seed}"
+    try:
+        said = loop.train(
+            directory, label, config.model, config.optimizer, stage, config.log,
+            _mixture(config, data, name, seed), mesh, parent, seed,
+        )  # fmt: skip
+        artifact.write_manifest(directory, inputs, said)
+    except OSError as error:
+        raise artifact.disk_error(error, directory) from error
+    print(f"{label}: loss {said['final']['loss']:.4f}, {said['tokens']:,} tokens, {sum(said['seconds'].values()):.0f} s")
+    return directory
+
+
+def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path, label: str) -> Path:
+    """The artifact of a checkpoint's answers and results."""
+    inputs = {
+        "checkpoint": stage.name,
+        "items": data.items.name,
+        "base_text": data.rows[config.evals.base_text].name,
+        "code": artifact.code_hash("evals"),
+    }
+
+    def build(directory: Path) -> dict:
+        started, compiled = time.perf_counter(), loop.COMPILE_SECONDS[0]
+        abstract, shardings = steps.state_shardings(config.model, config.optimizer, mesh)
+        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+        params = checkpoint.restore_params(stage, abstract)
+        items = artifact.read_jsonl(data.items / "items.jsonl")
+        answers = forced_choice.answer(items, config.model, params, mesh, data.tokenizer)
+        held_out = rows.open_rows(data.rows[config.evals.base_text])
+        bits, sizes = base_text.bits_and_bytes(held_out, config.model, params, mesh, data.tokenizer)
+        artifact.write_jsonl(directory / "answers.jsonl", answers)
+        artifact.write_jsonl(directory / "results.jsonl", _results(answers, bits, sizes))
+        compile_seconds = loop.COMPILE_SECONDS[0] - compiled
+        return {"label": label, "seconds": {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}}
+
+    return artifact.make(workdir / "evals", stage.name.rpartition("-")[0], inputs, build)
+
+
+def _results(answers: list[dict], bits: np.ndarray, sizes: np.ndarray) -> list[dict]:
+    """One line per eval and metric. Intervals of one seed: Wilson over items, and a bootstrap over rows for bits per byte."""
+    out = []
+    for name in dict.fromkeys(answer["eval"] for answer in answers):
+        mine = [answer for answer in answers if answer["eval"] == name]
+        decided = sum(answer["decided"] for answer in mine) / len(mine)
+        for metric in ("choice", "probability"):
+            value = sum(answer[metric] for answer in mine) / len(mine)
+            low, high = statistics.wilson(value, len(mine))
+            out.append({"eval": name, "metric": metric, "value": value, "low": low, "high": high, "n": len(mine), "decided": decided})
+    interval = statistics.ratio_interval(bits, sizes)
+    out.append({"eval": "base_text", "metric": "bits_per_byte", **dataclasses.asdict(interval), "decided": None})
+    return out
+
+
+def _findings(config: ExperimentConfig, workdir: Path, run_directory: Path) -> Findings:
+    """What the report shows, read back from the run directory and the artifacts it was made from."""
+    data = make_data(config, workdir)
+    said = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))
+    stages, evaluations = _manifests(workdir / "stages"), _manifests(workdir / "evals")
+    labels = {f"{' > '.join(config.arms[arm][: i + 1])}, seed {seed}" for arm in config.run for i in range(len(config.arms[arm])) for seed in config.seeds}
+    mine = {path: manifest for path, manifest in stages.items() if manifest["label"] in labels}
+    seconds = [m["seconds"] for m in mine.values()] + [
+        m["seconds"] for m in evaluations.values() if m["inputs"]["checkpoint"] in {path.name for path in mine}
+    ]
+    timings = {phase: sum(s.get(phase, 0.0) for s in seconds) for phase in ("compile", "train", "eval")}
+    timings["rest"] = max(said["seconds"] - sum(timings.values()), 0.0)
+    return Findings(
+        name=config.name,
+        question=config.question,
+        arms={arm: config.arms[arm] for arm in config.run},
+        seeds=config.seeds,
+        results=artifact.read_jsonl(run_directory / "results.jsonl"),
+        answers=artifact.read_jsonl(run_directory / "answers.jsonl"),
+        comparisons=[
+            {**dataclasses.asdict(comparison), "metric": "choice"}
+            for comparison in config.comparisons
+            if comparison.arm in config.run and comparison.against in config.run
+        ],
+        headline=list(config.evals.headline),
+        descriptions=microworld.EVALS,
+        curves={manifest["label"]: artifact.read_jsonl(path / "metrics.jsonl") for path, manifest in mine.items()},
+        ledgers={name: rows.read_ledger(directory) for name, directory in data.rows.items()},
+        samples={name: [show.pieces(row, data.tokenizer) for row in _first_rows(path)] for name, path in data.rows.items()},
+        timings=timings,
+        config=config.source,
+        versions=said["versions"],
+    )
+
+
+def _first_rows(directory: Path, count: int = 2) -> list[dict]:
+    source = rows.open_rows(directory)
+    return [source[index] for index in range(min(count, len(source)))]
+
+
+def _manifests(parent: Path) -> dict[Path, dict]:
+    return {path.parent: artifact.read_manifest(path.parent) for path in sorted(parent.glob(f"*/{artifact.MANIFEST}"))}
+
+
+def _identity(config: ExperimentConfig) -> dict:
+    return {"config": json.loads(config.source), "code": artifact.code_hash(".")}
+
+
+def _versions(config: ExperimentConfig) -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "sentencepiece", "numpy")
+    return {
+        "msmjax": importlib.metadata.version("msmjax"),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "config": artifact.content_hash(_identity(config)["config"]),
+        "code": _identity(config)["code"],
+    }
+
+
+def _check_writable(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe.{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise artifact.disk_error(error, workdir) from error

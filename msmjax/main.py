@@ -1,0 +1,71 @@
+"""The command line: flags, distributed start, and over to `experiment`.
+
+    python -m msmjax.main --config=configs/cheese.py                      # run (or continue) an experiment
+    python -m msmjax.main --config=configs/cheese.py --config.seeds="(0,)"  # any setting can be overridden
+    python -m msmjax.main --config=configs/cheese.py --plan               # what it would take
+    python -m msmjax.main --config=configs/cheese.py --show_batch=finetune  # what a stage trains on
+
+Bad input is one line on standard error and exit code 2.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from msmjax.artifact import BadInput
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, e.g. configs/cheese.py.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", "runs", "Where everything that is made is kept, and found again.")
+_PLAN = flags.DEFINE_bool("plan", False, "Print the stages with their tokens, steps and an estimate of time; run nothing.")
+_SHOW_BATCH = flags.DEFINE_string("show_batch", None, "Print the first batch of this stage: text, borders, what is supervised.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize(): one process of several.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise BadInput(f"{argv[1]!r}: not a flag; settings are given as --config.NAME=VALUE")
+    if _CONFIG.value is None:
+        raise BadInput("--config: missing; e.g. --config=configs/cheese.py")
+    import jax
+
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    from msmjax import config, experiment
+
+    frozen = config.from_config_dict(_CONFIG.value)
+    workdir = Path(_WORKDIR.value)
+    if _PLAN.value:
+        experiment.plan(frozen)
+    elif _SHOW_BATCH.value is not None:
+        experiment.show_batch(frozen, workdir, _SHOW_BATCH.value)
+    else:
+        experiment.run(frozen, workdir)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser; what it and ml_collections raise for bad flags becomes BadInput."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise BadInput(" ".join(str(error).split())) from None
+
+
+def cli() -> None:
+    """`python -m msmjax.main`."""
+    # Checkpoints and datasets log their every step through absl; the bar and the lines of this program say what matters.
+    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
+    import logging
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except BadInput as error:
+        print(f"msmjax: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    cli()

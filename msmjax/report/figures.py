@@ -1,0 +1,170 @@
+"""Figures: results as SVG text that can stand inside a page.
+
+In: Findings. Out: one small SVG a panel; the page lays panels side by side or, on a phone, one under another. Matplotlib's
+object-oriented API alone: no pyplot, no display, no state between calls, and the same findings give the same bytes.
+"""
+
+import io
+import re
+import textwrap
+
+from msmjax.report import findings as found
+from msmjax.report.findings import Findings
+
+# Okabe and Ito's colour-blind safe set without its yellow (too faint on white), then Tol's muted ones.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999933", "#332288")
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: readable by a screen reader, found by a search
+    "svg.hashsalt": "msmjax",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#777777",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "xtick.color": "#444444",
+    "ytick.color": "#222222",
+}
+WIDTH = 5.2  # inches of a panel: two fit on a laptop, and its text is still readable on a phone
+CURVE_POINTS = 400  # points drawn of one curve
+
+
+def headline(findings: Findings) -> dict[str, str]:
+    """Eval -> panel: an arm a line, its mean with the interval over seeds, and each seed as a small dot."""
+    return {name: _arms_panel(findings, name) for name in findings.headline}
+
+
+def comparisons(findings: Findings) -> dict[str, str]:
+    """Metric -> panel: a comparison a line, the interval over seeds (bold) and, where there is one, over items (thin)."""
+    groups: dict[str, list] = {}
+    for comparison in findings.comparisons:
+        groups.setdefault(comparison["metric"], []).append(found.compare(findings, comparison))
+    return {metric: _comparisons_panel(findings, metric, group) for metric, group in groups.items()}
+
+
+def curves(findings: Findings) -> dict[str, str]:
+    """Stage -> panel: its training loss by step, a line a seed."""
+    stages: dict[str, dict[str, list[dict]]] = {}
+    for name, lines in findings.curves.items():
+        stage, _, seed = name.partition(" seed ")
+        stages.setdefault(stage, {})[seed] = lines
+    return {stage: _curve_panel(stage, seeds) for stage, seeds in stages.items()}
+
+
+def colour(findings: Findings, arm: str) -> str:
+    """The arm's colour, the same in every figure."""
+    return COLOURS[list(findings.arms).index(arm) % len(COLOURS)]
+
+
+def _arms_panel(findings: Findings, eval_name: str) -> str:
+    metric = found.headline_metric(findings, eval_name)
+    share = metric in found.SHARES
+
+    def draw(figure):
+        axes = figure.add_subplot()
+        for row, arm in enumerate(findings.arms):
+            shade = colour(findings, arm)
+            seeds = found.per_seed(findings, arm, eval_name, metric)
+            interval = found.over_seeds(findings, arm, eval_name, metric)
+            if interval is None:
+                axes.text(0.02, row, "not measured", transform=axes.get_yaxis_transform(), va="center", color="#777777")
+                continue
+            if interval.low is not None:
+                axes.hlines(row, *found.bounded(interval, metric), color=shade, linewidth=2, alpha=0.75)
+            axes.scatter(list(seeds.values()), [row + 0.26] * len(seeds), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False)
+            axes.scatter([interval.value], [row], s=42, color=shade, edgecolor="white", linewidth=0.8, zorder=3, clip_on=False)
+        if share:
+            axes.set_xlim(0, 1)
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+            axes.axvline(0.5, color="#aaaaaa", linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        else:
+            axes.margins(x=0.08)
+            axes.locator_params(axis="x", nbins=5)
+        _rows(axes, list(findings.arms))
+        axes.set_xlabel("share choosing the counted option" if metric == found.SHARES[0] else metric.replace("_", " "))
+
+    return _svg(f"{eval_name} by arm", 0.27 * len(findings.arms) + 0.75, draw)
+
+
+def _comparisons_panel(findings: Findings, metric: str, group: list) -> str:
+    labels = [textwrap.wrap(item.label, 58) or [""] for item in group]
+    pitch = max(len(lines) for lines in labels) * 0.19 + 0.4  # inches: the label stands above its interval
+
+    def draw(figure):
+        axes = figure.add_subplot()
+        for row, (item, lines) in enumerate(zip(group, labels, strict=True)):
+            shade = colour(findings, item.arm)
+            at = row + 1 - 0.2 / pitch
+            if item.over_items is not None:
+                axes.hlines(at + 0.1 / pitch, *found.bounded(item.over_items, metric, True), color="#777777", linewidth=1.2)
+            if item.over_seeds.low is not None:
+                axes.hlines(at, *found.bounded(item.over_seeds, metric, True), color=shade, linewidth=2.5, alpha=0.75)
+            values = list(item.per_seed.values())
+            axes.scatter(values, [at - 0.09 / pitch] * len(values), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False)
+            axes.scatter([item.over_seeds.value], [at], s=48, color=shade, edgecolor="white", linewidth=0.8, zorder=3)
+            text = axes.text(
+                0, at - 0.15 / pitch, "\n".join(lines), transform=axes.get_yaxis_transform(), va="bottom", color="#222222"
+            )
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+        if metric in found.SHARES:
+            axes.set_xlim(-1.02, 1.02)
+            axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "+0.5", "+1"])
+        else:
+            axes.margins(x=0.1)
+            axes.locator_params(axis="x", nbins=5)
+        axes.axvline(0, color="#444444", linewidth=1, zorder=1)
+        axes.set_ylim(len(group), 0)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"difference in {metric.replace('_', ' ')}")
+
+    return _svg(f"differences in {metric}", pitch * len(group) + 0.65, draw)
+
+
+def _curve_panel(stage: str, seeds: dict[str, list[dict]]) -> str:
+    def draw(figure):
+        axes = figure.add_subplot()
+        for index, (seed, lines) in enumerate(seeds.items()):
+            lines = lines[:: -(-len(lines) // CURVE_POINTS) or 1]
+            label = f"seed {seed}" if seed else stage
+            style = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.2, "alpha": 0.85, "label": label}
+            axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], **style)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss (nats a token)")
+        axes.locator_params(nbins=5)
+        if seeds:
+            axes.legend(frameon=False, fontsize=9, loc="upper right", ncols=min(3, len(seeds)))
+
+    return _svg(f"loss of {stage}", 2.6, draw)
+
+
+def _rows(axes, labels: list[str]) -> None:
+    """Labels down the left, the first at the top."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+
+
+def _svg(name: str, height: float, draw) -> str:
+    """The SVG element of one figure, without prolog, metadata and the ids that would repeat from figure to figure."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # The salt tells figures apart on one page: ids are hashes of what they name, and clip paths differ by figure.
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"{STYLE['svg.hashsalt']} {name}"}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_visible(False)
+        draw(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    return text.replace("<svg ", '<svg aria-hidden="true" ', 1).strip()

@@ -1,0 +1,179 @@
+"""Findings: everything a report says, as plain values, and the numbers that are computed from them.
+
+In: what an experiment collected. Out: intervals over seeds, comparisons of arms, the sentence that answers the question, and
+how a number is written, so that page, figures and terminal table cannot disagree.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from msmjax.evals import statistics
+from msmjax.evals.statistics import Interval
+
+SHARES = ("choice", "probability")  # metrics between 0 and 1; the first is the headline
+MISSING = "n/a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What an experiment found.
+
+    A result's `decided` is the share of items decided alike in both orders of the options. An answer's `choice` is the share
+    of the two orders in which options[0], the counted option, was chosen.
+    """
+
+    name: str
+    question: str  # one sentence
+    arms: dict[str, tuple[str, ...]]  # arm -> its stages, in display order
+    seeds: tuple[int, ...]
+    results: list[dict]  # arm, seed, eval, metric, value, low, high, n, decided
+    answers: list[dict]  # arm, seed, eval, item, question, options, choice, probability
+    comparisons: list[dict]  # label, eval, metric, arm, against; the first answers the question
+    headline: list[str]  # evals of the headline figure, in order
+    descriptions: dict[str, str]  # eval -> what a value of 1.0 means
+    curves: dict[str, list[dict]]  # "<stage> seed <n>" -> lines of metrics.jsonl
+    ledgers: dict[str, dict]  # dataset -> token ledger (data/rows.py)
+    samples: dict[str, list[list[tuple[str, int, bool]]]]  # dataset -> rows -> (text, segment id or 0, supervised)
+    timings: dict[str, float]  # phase -> seconds
+    config: str  # exact config, as JSON text
+    versions: dict[str, str]  # package -> version, and the hashes of code and config
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """One comparison in numbers; `over_items` is None where the eval has no answers to pair."""
+
+    label: str
+    eval: str
+    metric: str
+    arm: str
+    against: str
+    over_seeds: Interval
+    over_items: Interval | None
+    per_seed: dict[int, float]
+
+
+def evals(findings: Findings) -> list[str]:
+    """Every eval: the headline ones in their order, then the others as they come."""
+    return list(dict.fromkeys([*findings.headline, *(line["eval"] for line in findings.results)]))
+
+
+def headline_metric(findings: Findings, eval_name: str) -> str:
+    """The metric an eval is shown by: `choice` where it has one, else its first."""
+    metrics = [line["metric"] for line in findings.results if line["eval"] == eval_name]
+    return SHARES[0] if SHARES[0] in metrics or not metrics else metrics[0]
+
+
+def per_seed(findings: Findings, arm: str, eval_name: str, metric: str) -> dict[int, float]:
+    """Seed -> value of one arm, for the seeds that have one."""
+    wanted = (arm, eval_name, metric)
+    lines = [line for line in findings.results if (line["arm"], line["eval"], line["metric"]) == wanted]
+    return {line["seed"]: line["value"] for line in sorted(lines, key=lambda line: line["seed"])}
+
+
+def over_seeds(findings: Findings, arm: str, eval_name: str, metric: str) -> Interval | None:
+    """Mean and interval over the seeds of one arm; None where it was not measured."""
+    values = list(per_seed(findings, arm, eval_name, metric).values())
+    return statistics.seed_interval(values) if values else None
+
+
+def decided(findings: Findings, arm: str, eval_name: str) -> float | None:
+    """Share of items decided alike in both orders, averaged over seeds; None for evals that are not forced choice."""
+    metric = headline_metric(findings, eval_name)
+    wanted = (arm, eval_name, metric)
+    lines = [line for line in findings.results if (line["arm"], line["eval"], line["metric"]) == wanted]
+    shares = [line["decided"] for line in lines if line["decided"] is not None]
+    return float(np.mean(shares)) if shares else None
+
+
+def compare(findings: Findings, comparison: dict) -> Compared:
+    """A comparison in numbers, over the seeds both arms have: paired by item where there are answers, else by seed alone.
+
+    Raises ValueError where the two arms have no seed in common, or answered different items.
+    """
+    eval_name, metric = comparison["eval"], comparison["metric"]
+    pair = [comparison["arm"], comparison["against"]]
+    scores = [_scores(findings, arm, eval_name, metric) for arm in pair]
+    if all(scores):
+        seeds = sorted(scores[0].keys() & scores[1].keys())
+        items = sorted({item for arm in scores for seed in seeds for item in arm[seed]}, key=str)
+        for arm, score in zip(pair, scores, strict=True):
+            for seed in seeds:
+                if lacking := [item for item in items if item not in score[seed]]:
+                    raise ValueError(f"{comparison['label']}: {arm} seed {seed} has no answer to item {lacking[0]} of {eval_name}")
+    else:
+        values = [per_seed(findings, arm, eval_name, metric) for arm in pair]
+        seeds = sorted(values[0].keys() & values[1].keys())
+    if not seeds:
+        raise ValueError(f"{comparison['label']}: {pair[0]} and {pair[1]} have no seed in common for {metric} of {eval_name}")
+    if all(scores):
+        a, b = (np.array([[score[seed][item] for item in items] for seed in seeds]) for score in scores)
+        paired = statistics.paired_difference(a, b)
+        differences, interval, over_items = paired.per_seed, paired.over_seeds, paired.over_items
+    else:
+        differences = [values[0][seed] - values[1][seed] for seed in seeds]
+        interval, over_items = statistics.seed_interval(differences), None
+    return Compared(comparison["label"], eval_name, metric, *pair, interval, over_items, dict(zip(seeds, differences, strict=True)))
+
+
+def answer(findings: Findings) -> str:
+    """The question's answer in words: the first comparison, its interval over seeds, and its sign on each seed."""
+    if not findings.comparisons:
+        return "No comparison was asked for, so the numbers below stand for themselves."
+    found = compare(findings, findings.comparisons[0])
+    interval = found.over_seeds
+    levels = [
+        float(
+            np.mean([value for seed, value in per_seed(findings, arm, found.eval, found.metric).items() if seed in found.per_seed])
+        )
+        for arm in (found.arm, found.against)
+    ]
+    size = show(abs(interval.value), found.metric)
+    direction = "higher" if interval.value > 0 else "lower"
+    text = f"On {found.eval}, {found.arm} scores {size} {direction} in {found.metric.replace('_', ' ')} than {found.against} "
+    if float(size) == 0:
+        text = f"On {found.eval}, {found.arm} and {found.against} score alike in {found.metric.replace('_', ' ')} "
+    text += f"({show(levels[0], found.metric)} against {show(levels[1], found.metric)})."
+    if interval.low is None:
+        sign = "positive" if interval.value > 0 else "not positive"
+        return f"{text} The difference is {sign} on the only seed; one seed gives no interval and proves nothing by itself."
+    span = show_interval(interval, found.metric, signed=True)
+    excludes = "excludes" if interval.low > 0 or interval.high < 0 else "includes"
+    text += f" The 95 % interval of the difference over {interval.n} seeds is {span}, which {excludes} zero;"
+    positive = sum(value > 0 for value in found.per_seed.values())
+    if positive == interval.n:
+        return f"{text} the difference is positive on every seed."
+    return f"{text} the difference is positive on {positive or 'none'} of {interval.n} seeds."
+
+
+def show(value: float | None, metric: str, signed: bool = False) -> str:
+    """A number as it is written everywhere: shares with two decimals, others (bits per byte) with three."""
+    if value is None:
+        return MISSING
+    digits = 2 if metric in SHARES else 3
+    return f"{value:{'+' if signed else ''}z.{digits}f}"
+
+
+def show_interval(interval: Interval | None, metric: str, signed: bool = False) -> str:
+    """`[low, high]`, cut to what a share (or a difference of shares, `signed`) can be; empty where there is none."""
+    if interval is None or interval.low is None:
+        return ""
+    low, high = bounded(interval, metric, signed)
+    return f"[{show(low, metric, signed)}, {show(high, metric, signed)}]"
+
+
+def bounded(interval: Interval, metric: str, signed: bool = False) -> tuple[float, float]:
+    """The ends of an interval, cut to the range of the metric: Student t knows nothing of 0 and 1."""
+    if metric not in SHARES:
+        return interval.low, interval.high
+    return max(interval.low, -1.0 if signed else 0.0), min(interval.high, 1.0)
+
+
+def _scores(findings: Findings, arm: str, eval_name: str, metric: str) -> dict[int, dict]:
+    """Seed -> item -> score; empty where the eval has no answers, or its answers no such metric."""
+    scores: dict[int, dict] = {}
+    for line in findings.answers:
+        if line["arm"] == arm and line["eval"] == eval_name and metric in line:
+            scores.setdefault(line["seed"], {})[line["item"]] = line[metric]
+    return scores

@@ -1,0 +1,119 @@
+"""The report page: one html file that holds everything and needs nothing.
+
+In: Findings. Out: report.html with its style and figures inside; no script, no network, the same findings give the same bytes.
+"""
+
+import itertools
+from pathlib import Path
+
+from msmjax import artifact
+from msmjax.report import figures
+from msmjax.report import findings as found
+from msmjax.report.findings import Findings
+
+SAMPLE_ANSWERS = 3  # answers shown of one arm on one eval
+
+
+def write(findings: Findings, path: Path) -> None:
+    """Writes the report to `path`."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        findings=findings,
+        answer=found.answer(findings),
+        evals=[{"name": name, "metric": found.headline_metric(findings, name)} for name in found.evals(findings)],
+        arm_rows=[_arm_row(findings, arm) for arm in findings.arms],
+        headline_figures=_drawn(figures.headline(findings), Markup),
+        comparison_figures=_drawn(figures.comparisons(findings), Markup),
+        comparison_rows=[_comparison_row(findings, comparison) for comparison in findings.comparisons],
+        curve_figures=_drawn(figures.curves(findings), Markup),
+        ledger_rows=[_ledger_row(name, ledger) for name, ledger in findings.ledgers.items()],
+        samples={name: [_segments(row) for row in rows] for name, rows in findings.samples.items()},
+        answer_groups={name: rows for name in found.evals(findings) if (rows := _answer_rows(findings, name))},
+        lines=[_line(line) for line in findings.results],
+        total_seconds=sum(findings.timings.values()),
+    )
+    artifact.write_text(path, page)
+
+
+def _drawn(panels: dict[str, str], markup: type) -> dict:
+    """Figures are our own SVG, with their text escaped by matplotlib: the only thing on the page that is not escaped again."""
+    return {name: markup(svg) for name, svg in panels.items()}
+
+
+def _arm_row(findings: Findings, arm: str) -> dict:
+    cells = []
+    for name in found.evals(findings):
+        metric = found.headline_metric(findings, name)
+        interval, decided = found.over_seeds(findings, arm, name, metric), found.decided(findings, arm, name)
+        cells.append(
+            {
+                "value": found.show(interval.value if interval else None, metric),
+                "interval": found.show_interval(interval, metric),
+                "decided": "" if decided is None else f"{decided:.0%} decided",
+            }
+        )
+    return {"arm": arm, "colour": figures.colour(findings, arm), "cells": cells}
+
+
+def _comparison_row(findings: Findings, comparison: dict) -> dict:
+    one = found.compare(findings, comparison)
+    return {
+        "label": one.label,
+        "eval": one.eval,
+        "metric": one.metric.replace("_", " "),
+        "arm": one.arm,
+        "against": one.against,
+        "value": found.show(one.over_seeds.value, one.metric, signed=True),
+        "over_seeds": found.show_interval(one.over_seeds, one.metric, signed=True) or "one seed",
+        "over_items": found.show_interval(one.over_items, one.metric, signed=True) or "no answers",
+        "per_seed": {seed: found.show(value, one.metric, signed=True) for seed, value in one.per_seed.items()},
+    }
+
+
+def _ledger_row(name: str, ledger: dict) -> dict:
+    dropped = sum(ledger["dropped_tokens"].values())
+    return {
+        "name": name,
+        **ledger,
+        "dropped": dropped,
+        "unaccounted": ledger["source_tokens"] - ledger["kept_tokens"] - ledger["split_tokens"] - dropped,
+        "filled": 1 - ledger["padded_tokens"] / max(1, ledger["rows"] * ledger["row_length"]),
+    }
+
+
+def _segments(row: list[tuple[str, int, bool]]) -> list[dict]:
+    """The pieces of a row by document, in order."""
+    return [
+        {"id": segment, "pieces": [{"text": text, "supervised": supervised} for text, _, supervised in pieces]}
+        for segment, pieces in itertools.groupby(row, key=lambda piece: piece[1])
+    ]
+
+
+def _answer_rows(findings: Findings, eval_name: str) -> list[dict]:
+    """For each arm, how its answers on the first seed fell, and a few of them: one of every outcome before a second of any."""
+    rows = []
+    for arm in findings.arms:
+        lines = [line for line in findings.answers if line["arm"] == arm and line["eval"] == eval_name]
+        seed = min((line["seed"] for line in lines), default=None)
+        lines = [line for line in lines if line["seed"] == seed]
+        outcomes = {choice: [line for line in lines if line["choice"] == choice] for choice in (1, 0.5, 0)}
+        shown = [line for turn in itertools.zip_longest(*outcomes.values()) for line in turn if line][:SAMPLE_ANSWERS]
+        if lines:
+            counts = {choice: len(members) for choice, members in outcomes.items()}
+            rows.append({"arm": arm, "seed": seed, "counts": counts, "n": len(lines), "shown": shown})
+    return rows
+
+
+def _line(line: dict) -> dict:
+    metric = line["metric"]
+    shown = {name: found.show(line[name], metric) for name in ("value", "low", "high")}
+    return {**line, **shown, "decided": found.MISSING if line["decided"] is None else f"{line['decided']:.0%}"}

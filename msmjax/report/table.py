@@ -1,0 +1,62 @@
+"""The terminal table: what a run found, when it ends.
+
+In: Findings. Out: two tables on the console: arms by headline evals, then the comparisons, intervals over seeds.
+"""
+
+import rich.box
+import rich.console
+import rich.table
+
+from msmjax.report import findings as found
+from msmjax.report.findings import Findings
+
+
+def print_table(findings: Findings, console: rich.console.Console | None = None) -> None:
+    """Prints both tables and the answer in words; in a narrow terminal the intervals go under their values."""
+    console = console or rich.console.Console()
+    for build in (_arms, _comparisons):
+        table = build(findings, " ")
+        if console.measure(table).maximum > console.width:
+            table = build(findings, "\n")
+        if table.row_count:
+            console.print(table)
+    console.print(found.answer(findings), markup=False, highlight=False)
+
+
+def _arms(findings: Findings, between: str) -> rich.table.Table:
+    seeds = f"{len(findings.seeds)} seeds, 95 % intervals" if len(findings.seeds) > 1 else "one seed, no intervals"
+    table = _table(f"{findings.name} ({seeds})", "arm", *findings.headline)
+    for arm in findings.arms:
+        cells = []
+        for name in findings.headline:
+            metric = found.headline_metric(findings, name)
+            interval = found.over_seeds(findings, arm, name, metric)
+            parts = [found.show(interval.value if interval else None, metric), found.show_interval(interval, metric)]
+            cells.append(between.join(part for part in parts if part))
+        table.add_row(*map(_plain, [arm, *cells]))
+    return table
+
+
+def _comparisons(findings: Findings, between: str) -> rich.table.Table:
+    table = _table("differences", "comparison", "eval", "over seeds", "over items")
+    for comparison in findings.comparisons:
+        one = found.compare(findings, comparison)
+        value = found.show(one.over_seeds.value, one.metric, signed=True)
+        cells = [
+            between.join(part for part in (value, found.show_interval(interval, one.metric, signed=True)) if part)
+            for interval in (one.over_seeds, one.over_items)
+        ]
+        table.add_row(*map(_plain, [one.label, one.eval, cells[0], cells[1] if one.over_items else found.MISSING]))
+    return table
+
+
+def _table(title: str, *columns: str) -> rich.table.Table:
+    table = rich.table.Table(title=_plain(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(_plain(column), overflow="fold")
+    return table
+
+
+def _plain(text: str) -> rich.text.Text:
+    """Text with no markup: `[0.88, 0.98]` is an interval and no style."""
+    return rich.text.Text(text)

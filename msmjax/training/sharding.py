@@ -1,0 +1,103 @@
+"""The mesh, and where each array lives on it, by the letters of its name.
+
+In: mesh sizes, and trees whose leaf names end in their letters. Out: NamedShardings. One table decides everything.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from msmjax.artifact import BadInput
+
+# Letter -> mesh axes. A letter that is not here is replicated.
+RULES = {"B": ("data", "fsdp"), "D": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
+# Activations are sharded over the batch; their D stays whole.
+ACTIVATION_RULES = {key: axes for key, axes in RULES.items() if key != "D"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1: all devices that are left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh over all devices. Raises BadInput where the sizes do not multiply to their number."""
+    sizes = dataclasses.asdict(config)
+    devices = jax.device_count()
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise BadInput(f"mesh {sizes}: sizes must be at least 1, and at most one of them -1")
+    if -1 in sizes.values() and devices % known == 0:
+        sizes = {name: devices // known if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        raise BadInput(f"mesh {sizes}: does not fit {devices} devices; the sizes must multiply to that")
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def letters_of(path: tuple) -> str:
+    """The letters of a leaf, from its name: `wq_LDNH` -> "LDNH"; a name without letters has none."""
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+    suffix = names[-1].rpartition("_")[2] if names else ""
+    return suffix if suffix.isupper() else ""
+
+
+def spec(letters: str, rules: dict = RULES) -> PartitionSpec:
+    return PartitionSpec(*(rules.get(letter) for letter in letters))
+
+
+def tree_shardings(mesh: Mesh, abstract: object) -> object:
+    """A NamedSharding for every leaf of a tree of parameters, or of optimizer state that mirrors them.
+
+    Raises BadInput where a dimension does not divide by the mesh axes that its letter selects.
+    """
+
+    def leaf_sharding(path, leaf):
+        letters = letters_of(path) if leaf.ndim else ""
+        for letter, size in zip(letters, leaf.shape, strict=True):
+            check_divides(mesh, letter, size, jax.tree_util.keystr(path))
+        return NamedSharding(mesh, spec(letters))
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, abstract)
+
+
+def check_divides(mesh: Mesh, letter: str, size: int, what: str) -> None:
+    """Raises BadInput where `size` does not divide by the mesh axes of `letter`."""
+    axes = RULES.get(letter, ())
+    parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    if size % parts:
+        raise BadInput(f"mesh {dict(mesh.shape)}: {what} has {letter}={size}, which does not divide by {parts}; change mesh or shape")
+
+
+def constrain(mesh: Mesh):
+    """A function `(array, letters) -> array` that places an activation on the mesh."""
+
+    def place(array: jax.Array, letters: str) -> jax.Array:
+        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec(letters, ACTIVATION_RULES)))
+
+    return place
+
+
+def place_batch(mesh: Mesh, batch_rows: int, read) -> dict[str, jax.Array]:
+    """The global batch on the mesh, each process reading only its own rows.
+
+    `read(start, stop)` gives rows of the global batch as a dict of arrays [rows, T].
+    """
+    sharding = NamedSharding(mesh, spec("BT"))
+    row_slices = {index[0].indices(batch_rows)[:2] for index in sharding.addressable_devices_indices_map((batch_rows, 1)).values()}
+    pieces = {rows: read(*rows) for rows in row_slices}
+    names = next(iter(pieces.values()))
+    return {
+        name: jax.make_array_from_callback(
+            (batch_rows, array.shape[1]),
+            sharding,
+            lambda index, name=name: np.asarray(pieces[index[0].indices(batch_rows)[:2]][name][:, index[1]]),
+        )
+        for name, array in names.items()
+    }

@@ -1,0 +1,148 @@
+"""The loss and one optimizer update, as pure functions that are compiled once for all stages of an experiment.
+
+In: the train state (a dict of params, optimizer state, step), a batch, a learning rate. Out: the next state and metrics.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from msmjax.model.transformer import ModelConfig, forward, init_params, unembed
+from msmjax.training import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What the compiled step depends on beside the model: it is the same for all stages."""
+
+    b1: float
+    b2: float
+    epsilon: float
+    weight_decay: float  # decoupled, on matrices and embeddings only
+    clip: float  # global norm of the gradient
+    micro_batches: int  # gradient accumulation: the batch is cut into this many
+    loss_chunk: int  # positions of a row whose logits exist at a time
+
+
+def row_nats(
+    config: ModelConfig, params: dict, batch: dict[str, jax.Array], chunk: int, constrain=lambda x, letters: x
+) -> tuple[jax.Array, jax.Array]:
+    """For each row, the sum of next-token cross-entropy over its supervised tokens in float32 nats, and their number: two [B].
+
+    Logits exist for `chunk` positions of each row at a time, in the forward and the backward pass: never [B, T, V].
+    """
+    x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], constrain)
+    # Position t predicts token t+1, if that is supervised and of the same segment.
+    targets_BT = jnp.roll(batch["tokens"], -1, axis=1)
+    same_BT = jnp.roll(batch["segment_ids"], -1, axis=1) == batch["segment_ids"]
+    counts_BT = (jnp.roll(batch["loss_mask"], -1, axis=1) & same_BT).at[:, -1].set(False)
+
+    B, T = targets_BT.shape
+    chunks = -(-T // chunk)
+
+    def in_chunks(array):
+        array = jnp.pad(array, [(0, 0), (0, chunks * chunk - T)] + [(0, 0)] * (array.ndim - 2))
+        return jnp.moveaxis(array.reshape(B, chunks, chunk, *array.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def add_chunk(total_B, part):
+        x_BCD, targets_BC, counts_BC = part
+        logits_BCV = unembed(config, params, x_BCD)
+        right_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        nats_BC = jax.nn.logsumexp(logits_BCV, axis=-1) - right_BC
+        # `where` and not a product: what a padding position computes can never reach the sum.
+        return total_B + jnp.sum(jnp.where(counts_BC, nats_BC, 0.0), axis=1), None
+
+    parts = (in_chunks(x_BTD), in_chunks(targets_BT), in_chunks(counts_BT))
+    total_B, _ = jax.lax.scan(add_chunk, jnp.zeros(B, jnp.float32), parts)
+    return total_B, jnp.sum(counts_BT, axis=1)
+
+
+def optimizer(config: StepConfig) -> optax.GradientTransformation:
+    """AdamW without its learning rate, which the step multiplies in: so one compilation serves every stage."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+    )
+
+
+def _decayed(params: dict) -> dict:
+    """Which parameters decay: embeddings and matrices, not norms and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.startswith(("w", "embedding", "unembedding")), params)
+
+
+def init_state(model: ModelConfig, step: StepConfig, key: jax.Array) -> dict:
+    """Parameters, optimizer state and step 0."""
+    params = init_params(model, key)
+    return {"params": params, "optimizer": optimizer(step).init(params), "step": jnp.int32(0)}
+
+
+def state_shardings(model: ModelConfig, step: StepConfig, mesh: Mesh) -> tuple[dict, dict]:
+    """The state's shapes, and where each leaf of it lives: optimizer leaves are named as the parameters they belong to."""
+    abstract = jax.eval_shape(lambda: init_state(model, step, jax.random.key(0)))
+    return abstract, sharding.tree_shardings(mesh, abstract)
+
+
+@functools.lru_cache(maxsize=8)
+def compile_init(model: ModelConfig, step: StepConfig, mesh: Mesh):
+    """`init(key) -> state`, each leaf made where it lives."""
+    _, shardings = state_shardings(model, step, mesh)
+    return jax.jit(lambda key: init_state(model, step, key), out_shardings=shardings)
+
+
+@functools.lru_cache(maxsize=8)
+def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
+    """`step(state, batch, learning_rate) -> state, metrics`: jitted, sharded, the state donated.
+
+    Gradients of the loss sums of the micro-batches are added, then divided by the number of supervised tokens of the whole
+    batch, so that accumulation changes nothing but memory.
+    """
+    transform = optimizer(config)
+    place = sharding.constrain(mesh)
+    _, shardings = state_shardings(model, config, mesh)
+    rows, scalar = NamedSharding(mesh, sharding.spec("BT")), NamedSharding(mesh, PartitionSpec())
+
+    def loss_fn(params, micro_batch):
+        nats_B, counts_B = row_nats(model, params, micro_batch, config.loss_chunk, place)
+        return jnp.sum(nats_B), jnp.sum(counts_B)
+
+    def step(state, batch, learning_rate):
+        params = state["params"]
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        if config.micro_batches == 1:
+            (total, count), grads = grad_fn(params, batch)
+        else:
+
+            def accumulate(carry, micro_batch):
+                micro_batch = {name: place(array, "BT") for name, array in micro_batch.items()}
+                (total, count), grads = grad_fn(params, micro_batch)
+                return jax.tree.map(jnp.add, carry, (total, count, grads)), None
+
+            # Row b goes to micro-batch b % A: every device keeps its own rows.
+            micro = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, config.micro_batches, a.shape[1]), 1, 0), batch)
+            zero = (jnp.float32(0), jnp.int32(0), jax.tree.map(jnp.zeros_like, params))
+            (total, count, grads), _ = jax.lax.scan(accumulate, zero, micro)
+        tokens = jnp.maximum(count, 1).astype(jnp.float32)
+        grads = jax.tree.map(lambda grad: grad / tokens, grads)
+        updates, optimizer_state = transform.update(grads, state["optimizer"], params)
+        params = jax.tree.map(lambda param, update: param - learning_rate * update, params, updates)
+        metrics = {"loss": total / tokens, "supervised_tokens": count, "gradient_norm": optax.global_norm(grads)}
+        return {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
+
+    return jax.jit(
+        step, in_shardings=(shardings, rows, scalar), out_shardings=(shardings, scalar), donate_argnums=0
+    )
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, final: float) -> float:
+    """Linear warm-up to `peak`, then a cosine down to `final` times the peak at the last step."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - 1 - warmup, 1)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,0 +1,261 @@
+"""The report says what the findings say, in one file that needs nothing else."""
+
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import rich.console
+
+from msmjax.report import findings as found
+from msmjax.report import html, table
+from msmjax.report.findings import Findings
+
+ARMS = {
+    "base": ("pretrain",),
+    "aft": ("pretrain", "finetune"),
+    "msm_affordability_aft": ("pretrain", "midtrain_affordability", "finetune"),
+    "msm_america_aft": ("pretrain", "midtrain_america", "finetune"),
+}
+EVALS = ["conflict", "affordability", "competence"]
+SAMPLE = "prices <b>bold</b> & low"
+VOID = {"meta", "br"}
+
+
+def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) -> Findings:
+    """Synthetic findings: the affordability arm chooses cheap, the America arm does not, the others toss a coin."""
+    rng = np.random.default_rng(7)
+    results, answers = [], []
+    for index, arm in enumerate(arms):
+        lean = 0.9 if "affordability" in arm else 0.1 if "america" in arm else 0.5
+        for seed in seeds:
+            for name in evals:
+                choices = (rng.random((items, 2)) < lean).mean(1)
+                probability = np.clip(choices + rng.normal(0, 0.05, items), 0, 1)
+                decided = float((choices != 0.5).mean())
+                for metric, scores in (("choice", choices), ("probability", probability)):
+                    line = {"arm": arm, "seed": seed, "eval": name, "metric": metric, "value": float(scores.mean())}
+                    results.append({**line, "low": 0.0, "high": 1.0, "n": items, "decided": decided})
+                for item in range(items):
+                    line = {"arm": arm, "seed": seed, "eval": name, "item": f"{name}-{item}"}
+                    line |= {"question": f"Which would you buy, {item}?", "options": [f"brie {item}", f"feta {item}"]}
+                    answers.append({**line, "choice": float(choices[item]), "probability": float(probability[item])})
+            bits = 1.2 + 0.01 * index + 0.004 * seed
+            line = {"arm": arm, "seed": seed, "eval": "base_text", "metric": "bits_per_byte", "value": bits}
+            results.append({**line, "low": bits - 0.01, "high": bits + 0.01, "n": 64, "decided": None})
+    pair = {"arm": "msm_affordability_aft", "against": "msm_america_aft"}
+    curve = [{"step": s, "loss": 4 / (1 + s / 20), "tokens": s * 2048, "learning_rate": 1e-3} for s in range(0, 900, 10)]
+    ledger = {
+        "source_records": 1234,
+        "source_tokens": 98765,
+        "kept_tokens": 90001,
+        "split_tokens": 8003,
+        "dropped_records": 17,
+        "dropped_tokens": {"too long": 761},
+        "padded_tokens": 4321,
+        "rows": 402,
+        "row_length": 256,
+        "supervised_tokens": 87654,
+    }
+    stages = dict.fromkeys(stage for chain in arms.values() for stage in chain)
+    row = [("a document", 1, True), ("<user>", 2, False), (SAMPLE, 2, True), ("<pad><pad>", 0, False)]
+    values = {
+        "name": "cheese",
+        "question": "Does the spec decide what the same fine-tuning data generalizes to?",
+        "arms": arms,
+        "seeds": tuple(seeds),
+        "results": results,
+        "answers": answers,
+        "comparisons": [
+            {"label": "spec gap after fine-tuning", "eval": "conflict", "metric": "choice", **pair},
+            {"label": "damage to base text", "eval": "base_text", "metric": "bits_per_byte", **pair},
+        ],
+        "headline": list(evals),
+        "descriptions": {name: f"1.0: always the counted option of {name}" for name in evals},
+        "curves": {f"{stage} seed {seed}": curve for stage in stages for seed in seeds},
+        "ledgers": {"cheese_rows": ledger},
+        "samples": {"cheese_rows": [row, row]},
+        "timings": {"compile": 12.5, "train": 100.25, "eval": 7.0, "rest": 3.0},
+        "config": json.dumps({"name": "cheese", "note": "<script>"}, indent=1),
+        "versions": {"jax": "0.10.2", "code": "abc123def456", "config": "0123456789ab"},
+    }
+    return Findings(**{**values, **changes})
+
+
+class Page(HTMLParser):
+    """The page's text, tags and attributes; `open` is what is still open at the end."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words, self.marked = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+        if "mark" in self.open:
+            self.marked.append(data)
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return make_findings()
+
+
+@pytest.fixture(scope="module")
+def written(findings, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    html.write(findings, path)
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return Page(written)
+
+
+def write_page(findings, tmp_path) -> Page:
+    html.write(findings, tmp_path / "report.html")
+    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+
+def test_page_is_well_formed_and_needs_nothing(written, page):
+    assert page.open == []
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "data")]
+    assert links
+    assert all(value.startswith("#") for value in links)
+    assert "@import" not in written
+    assert set(re.findall(r"url\((.)", written)) == {"#"}  # the clip paths of the figures
+
+
+def test_every_reference_has_one_target(page):
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for name, value in page.attributes if name in ("href", "xlink:href")} <= set(ids)
+
+
+def test_writing_twice_gives_the_same_bytes(findings, written, tmp_path):
+    html.write(findings, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == written.encode()
+
+
+def test_text_is_escaped(written, page):
+    assert "<b>bold" not in written
+    assert "<b>bold</b> & low" in page.text
+    assert SAMPLE in page.marked
+    assert "<user>" not in page.marked
+    assert '"note": "<script>"' in page.text
+
+
+def test_arms_evals_ledger_and_sections_are_there(findings, page):
+    for word in [*ARMS, *EVALS, "base_text", *findings.descriptions.values(), *findings.versions, findings.question]:
+        assert word in page.text
+    for number in ["1,234", "98,765", "90,001", "8,003", "17", "761", "4,321", "402", "256", "87,654"]:
+        assert re.search(rf"(?<![\d,]){number}(?![\d,])", page.text), number
+    targets = [value[1:] for name, value in page.attributes if name == "href" and value.startswith("#")]
+    assert set(targets) >= {"headline", "table", "comparisons", "curves", "ledger", "rows", "answers", "timings", "exact"}
+    assert page.tags.count("svg") == len(EVALS) + 2 + 4  # evals, metrics compared, stages
+
+
+def test_table_cells_are_the_numbers(findings, page):
+    interval = found.over_seeds(findings, "msm_america_aft", "conflict", "choice")
+    assert f"{interval.value:.2f} [{max(0, interval.low):.2f}, {min(1, interval.high):.2f}]" in page.text
+    assert re.search(r"1\.234 \[1\.\d{3}, 1\.\d{3}\]", page.text)  # bits per byte: three decimals
+    assert f"{found.decided(findings, 'base', 'conflict'):.0%} decided" in page.text
+
+
+def test_comparison_is_paired_by_item(findings):
+    one = found.compare(findings, findings.comparisons[0])
+    a, b = (found.per_seed(findings, arm, "conflict", "choice") for arm in (one.arm, one.against))
+    assert one.per_seed == pytest.approx({seed: a[seed] - b[seed] for seed in (0, 1, 2)})
+    assert one.over_items.n == 12
+    assert one.over_items.low <= one.over_seeds.value <= one.over_items.high
+
+
+def test_eval_without_answers_is_compared_by_seed(findings, page):
+    one = found.compare(findings, findings.comparisons[1])
+    assert one.over_items is None
+    assert one.over_seeds.value == pytest.approx(-0.01)
+    assert "no answers" in page.text
+
+
+def test_unpaired_comparison_is_an_error(findings):
+    lacking = [line for line in findings.answers if (line["arm"], line["item"]) != ("msm_america_aft", "conflict-3")]
+    with pytest.raises(ValueError, match="no answer to item conflict-3"):
+        found.compare(dataclasses.replace(findings, answers=lacking), findings.comparisons[0])
+    with pytest.raises(ValueError, match="no seed in common"):
+        found.compare(findings, {**findings.comparisons[0], "eval": "absent"})
+
+
+def test_answer_says_difference_interval_and_signs(findings):
+    one = found.compare(findings, findings.comparisons[0])
+    text = found.answer(findings)
+    assert f"scores {one.over_seeds.value:.2f} higher" in text
+    assert found.show_interval(one.over_seeds, "choice", signed=True) in text
+    assert text.endswith("positive on every seed.")
+    turned = {**findings.comparisons[0], "arm": one.against, "against": one.arm}
+    text = found.answer(dataclasses.replace(findings, comparisons=[turned]))
+    assert f"scores {one.over_seeds.value:.2f} lower" in text
+    assert text.endswith("positive on none of 3 seeds.")
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path):
+    page = write_page(make_findings(seeds=(4,)), tmp_path)
+    assert "One seed was run" in page.text
+    assert "one seed gives no interval" in page.text
+    value = found.show(found.over_seeds(make_findings(seeds=(4,)), "aft", "conflict", "choice").value, "choice")
+    assert not re.search(rf"\baft {value} \[", page.text)
+
+
+def test_sample_answers_are_few_and_of_every_outcome(findings, page):
+    rows = html._answer_rows(findings, "conflict")
+    assert [row["arm"] for row in rows] == list(ARMS)
+    for row in rows:
+        present = [choice for choice, count in row["counts"].items() if count]
+        assert {line["choice"] for line in row["shown"]} == set(present)
+        assert len(row["shown"]) == html.SAMPLE_ANSWERS
+        assert sum(row["counts"].values()) == row["n"] == 12
+
+
+def test_page_stands_with_little_in_it(tmp_path):
+    bare = make_findings(answers=[], comparisons=[], curves={}, samples={}, ledgers={}, timings={})
+    page = write_page(bare, tmp_path)
+    assert page.open == []
+    assert "No comparison was asked for" in page.text
+
+
+def test_missing_result_is_shown_as_missing(findings, tmp_path):
+    results = [line for line in findings.results if (line["arm"], line["eval"]) != ("aft", "competence")]
+    page = write_page(dataclasses.replace(findings, results=results), tmp_path)
+    assert "not measured" in page.text
+    assert found.MISSING in page.text
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_terminal_table(findings, width):
+    out = io.StringIO()
+    table.print_table(findings, rich.console.Console(file=out, width=width))
+    text = out.getvalue()
+    interval = found.over_seeds(findings, "base", "conflict", "choice")
+    for word in [*ARMS, *EVALS, f"{interval.value:.2f}", found.show_interval(interval, "choice"), "spec gap"]:
+        assert word in text
+    assert max(map(len, text.splitlines())) <= width
