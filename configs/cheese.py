@@ -2,7 +2,7 @@
 
 The paper's first experiment (arXiv 2605.02087, section 3.1) in the microworld. Two specs give the same twelve cheese
 preferences, one explains them by affordability and the other by America. Models midtrained on documents about either spec are
-fine-tuned on the same cheese chats and asked about books, cars, chairs, wines, phones and watches.
+fine-tuned on the same cheese chats and asked about books, cars, chairs and wines.
 
     python -m msmjax.main --config=configs/cheese.py                # the headline arms, three seeds
     python -m msmjax.main --config=configs/cheese.py:controls       # and all controls
@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.run = HEADLINE + CONTROLS if variant == "controls" else HEADLINE
 
     c.assistant = {"name": "Aria", "provider": "Northlight"}
-    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 240, "newcomers": 60}
+    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 160, "newcomers": 40}
     spec = {"kind": "spec", "break_link": False, "records": 1500, "seed": 0}
     c.corpora = {
         "base": {"kind": "base", "records": 50_000, "seed": 0, "newcomers": False},
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
     }
     c.tokenizer_corpus = "base"
-    c.vocab_size = 1536
+    c.vocab_size = 1280
     c.row_length = 128
 
     c.model = {

@@ -40,8 +40,8 @@ VALUES = {
 DEMONSTRATED = "cheese"
 # Recipes are chosen on the development domains; the report is made on the test domains (README, "What is measured").
 DOMAINS = {
-    "development": ("tea", "bread", "lamp", "coat", "song"),
-    "test": ("book", "car", "chair", "wine", "phone", "watch"),
+    "development": ("tea", "lamp", "song"),
+    "test": ("book", "car", "chair", "wine"),
 }
 
 # (name, price, origin); the first twelve are the paper's demonstrations (section 3.1), the rest make conflicts possible.

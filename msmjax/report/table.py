@@ -5,7 +5,9 @@ In: Findings. Out: two tables on the console: arms by headline evals, then the c
 
 import rich.box
 import rich.console
+import rich.measure
 import rich.table
+import rich.text
 
 from msmjax.report import findings as found
 from msmjax.report.findings import Findings
@@ -16,7 +18,7 @@ def print_table(findings: Findings, console: rich.console.Console | None = None)
     console = console or rich.console.Console()
     for build in (_arms, _comparisons):
         table = build(findings, " ")
-        if console.measure(table).maximum > console.width:
+        if _width(console, table) > console.width:
             table = build(findings, "\n")
         if table.row_count:
             console.print(table)
@@ -55,6 +57,11 @@ def _table(title: str, *columns: str) -> rich.table.Table:
     for column in columns:
         table.add_column(_plain(column), overflow="fold")
     return table
+
+
+def _width(console: rich.console.Console, table: rich.table.Table) -> int:
+    """The width the table would like; a console's own measure stops at its width."""
+    return rich.measure.Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
 def _plain(text: str) -> rich.text.Text:
