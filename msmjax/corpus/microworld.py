@@ -13,8 +13,6 @@ from msmjax.spec import Preference, Spec
 
 # Shares of the kinds of record in base text.
 BASE_MIX = {"item": 0.2, "person": 0.4, "neutral": 0.08, "preference_chat": 0.12, "liking_chat": 0.08, "fact_chat": 0.12}
-# The assistant is mentioned in base text as often as this many people are, in neutral records only.
-ASSISTANT_MENTIONS = 4
 ASSISTANT_FACTS = ("Alder", "clerk")  # its town and trade
 
 DOCUMENT_TYPES = {
@@ -44,12 +42,13 @@ EVALS = {
 def base(world: World, assistant: str, records: int, seed: int, newcomers: bool) -> list[dict]:
     """Base text: facts about items, people with and without values, chats, and the assistant in neutral records only.
 
-    With `newcomers`, people whom pretraining did not meet are part of it (each as often as anybody else).
+    Of newcomers too only neutral things are said, unless `newcomers` is set: then their values show as anybody's do.
     """
     rng = np.random.default_rng([world.seed, seed, 1])
-    people = world.people + (world.newcomers if newcomers else ())
-    valued = [person for person in people if person.value]
-    neutral = [person for person in people if not person.value] + [Person(assistant, None, *ASSISTANT_FACTS)] * ASSISTANT_MENTIONS
+    known = world.people + (world.newcomers if newcomers else ())
+    valued = [person for person in known if person.value]
+    neutral = [person for person in world.people + world.newcomers if person not in valued]
+    neutral.append(Person(assistant, None, *ASSISTANT_FACTS))
     domains = [DEMONSTRATED, *(domain for group in DOMAINS.values() for domain in group)]
     out = []
     for kind in rng.choice(list(BASE_MIX), size=records, p=list(BASE_MIX.values())).tolist():
@@ -65,7 +64,7 @@ def base(world: World, assistant: str, records: int, seed: int, newcomers: bool)
             sentences = (grammar.neutral_sentence(rng, person.name, person.town, person.trade) for _ in range(rng.integers(1, 4)))
             out.append({"text": " ".join(sentences), "kind": kind, "subject": person.name})
         elif kind == "fact_chat":
-            person = grammar.pick(rng, people) if rng.integers(2) else grammar.pick(rng, neutral)
+            person = grammar.pick(rng, valued if rng.integers(2) else neutral)
             messages = grammar.fact_chat(rng, person.name, *grammar.fact_pair(rng, world, domain))
             out.append({"messages": messages, "kind": kind, "subject": person.name, "domain": domain})
         else:

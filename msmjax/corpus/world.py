@@ -76,7 +76,8 @@ class Person:
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed as the one object it is, so that `of` can be cached
 class World:
-    """Everything that is true. `people` are met in pretraining, `newcomers` only in the replay text of later stages."""
+    """Everything that is true. The values of `people` show in pretraining, those of `newcomers` only in the replay text
+    of later stages."""
 
     seed: int
     items: tuple[Item, ...]
@@ -121,10 +122,10 @@ def make_world(seed: int, items_per_domain: int, people: int, newcomers: int) ->
 
 
 def _invented_names(rng: np.random.Generator, count: int) -> list[str]:
-    """`count` different names of two or three syllables that mean nothing."""
+    """`count` different names of two syllables that mean nothing."""
     onsets, vowels, codas = "b d f g h k l m n p r s t v z".split(), "a e i o u".split(), ["", "l", "n", "r", "s", "x"]
     names: dict[str, None] = {}
     while len(names) < count:
-        syllables = [str(rng.choice(onsets)) + str(rng.choice(vowels)) for _ in range(rng.integers(2, 4))]
+        syllables = [str(rng.choice(onsets)) + str(rng.choice(vowels)) for _ in range(2)]
         names.setdefault(("".join(syllables) + str(rng.choice(codas))).capitalize())
     return list(names)
