@@ -44,31 +44,31 @@ def get_config(variant: str = "") -> ConfigDict:
         "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
     }
     c.tokenizer_corpus = "base"
-    c.vocab_size = 1280
-    c.row_length = 128
+    c.vocab_size = 1408
+    c.row_length = 64
 
     c.model = {
-        "layers": 2, "width": 64, "mlp": 192, "heads": 4, "kv_heads": 2, "head_dim": 16,
+        "layers": 2, "width": 96, "mlp": 256, "heads": 6, "kv_heads": 2, "head_dim": 16,
         "rope_theta": 10_000.0, "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": False, "tied_embeddings": True,
         "embedding_init": 0.01, "matrix_init": 0.5,
-        "compute_dtype": "float32", "scan_layers": True, "remat": "none",
+        "compute_dtype": "float32", "scan_layers": False, "remat": "none",
     }  # fmt: skip
     c.optimizer = {
         "b1": 0.9, "b2": 0.95, "epsilon": 1e-8, "weight_decay": 0.01, "clip": 1.0, "micro_batches": 1, "loss_chunk": 64,
     }  # fmt: skip
     c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
-    c.log = {"metrics_every": 20, "checkpoint_every": 200}
+    c.log = {"metrics_every": 50, "checkpoint_every": 1000}
 
-    stage = {"batch_rows": 16, "final_learning_rate": 0.1, "allow_few_updates": False}
-    midtrain = {**stage, "steps": 300, "learning_rate": 3e-3, "warmup_steps": 15}
+    stage = {"batch_rows": 8, "final_learning_rate": 0.1, "allow_few_updates": False}
+    midtrain = {**stage, "steps": 1200, "learning_rate": 3e-3, "warmup_steps": 60}
     c.stages = {
-        "pretrain": {**stage, "data": (("base", 1.0),), "steps": 700, "learning_rate": 5e-3, "warmup_steps": 50},
+        "pretrain": {**stage, "data": (("base", 1.0),), "steps": 2800, "learning_rate": 3e-3, "warmup_steps": 200},
         **{
             f"midtrain_{name}": {**midtrain, "data": ((name, 0.03), ("replay", 0.97))}
             for name in ("affordability", "america", "broken_affordability", "broken_america", "neutral")
         },
         "finetune": {
-            **stage, "data": (("cheese_chats", 0.1), ("replay", 0.9)), "steps": 100, "learning_rate": 3e-4, "warmup_steps": 5,
+            **stage, "data": (("cheese_chats", 0.1), ("replay", 0.9)), "steps": 400, "learning_rate": 3e-4, "warmup_steps": 20,
         },
     }  # fmt: skip
     c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}

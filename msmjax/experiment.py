@@ -55,20 +55,24 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
         loop.check_batch(stage, config.optimizer, mesh)
     steps.state_shardings(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
     data = make_data(config, workdir)
-    results, answers = [], []
+    results, answers, stages, evaluations = [], [], {}, []
     for seed in config.seeds:
         for arm in config.run:
             directory = None
             for depth in range(len(config.arms[arm])):
-                directory = _run_stage(config, workdir, data, mesh, config.arms[arm][: depth + 1], seed, directory)
-            evaluation = _evaluate(config, workdir, data, mesh, directory, f"{arm} seed {seed}")
+                chain = config.arms[arm][: depth + 1]
+                directory = _run_stage(config, workdir, data, mesh, chain, seed, directory)
+                stages[f"{' > '.join(chain)} seed {seed}"] = directory.name
+            evaluation = _evaluate(config, workdir, data, mesh, directory)
+            evaluations.append(evaluation.name)
             results += [{"arm": arm, "seed": seed, **line} for line in artifact.read_jsonl(evaluation / "results.jsonl")]
             answers += [{"arm": arm, "seed": seed, **line} for line in artifact.read_jsonl(evaluation / "answers.jsonl")]
     run_directory.mkdir(parents=True, exist_ok=True)
     artifact.write_jsonl(run_directory / "results.jsonl", results)
     artifact.write_jsonl(run_directory / "answers.jsonl", answers)
     artifact.write_text(run_directory / "config.json", config.source + "\n")
-    artifact.write_json(run_directory / "run.json", {"seconds": time.perf_counter() - started, "versions": _versions(config)})
+    said = {"seconds": time.perf_counter() - started, "stages": stages, "evals": evaluations, "versions": _versions(config)}
+    artifact.write_json(run_directory / "run.json", said)
     findings = _findings(config, workdir, run_directory)
     html.write(findings, run_directory / "report.html")
     artifact.write_manifest(run_directory, _identity(config), {})
@@ -207,7 +211,7 @@ def _run_stage(
     if (directory / artifact.MANIFEST).exists():
         artifact.read_manifest(directory, inputs)
         return directory
-    label = f"{' > '.join(chain)}, seed {seed}"
+    label = f"{' > '.join(chain)} seed {seed}"
     try:
         said = loop.train(
             directory, label, config.model, config.optimizer, stage, config.log,
@@ -220,7 +224,7 @@ def _run_stage(
     return directory
 
 
-def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path, label: str) -> Path:
+def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path) -> Path:
     """The artifact of a checkpoint's answers and results."""
     inputs = {
         "checkpoint": stage.name,
@@ -241,7 +245,7 @@ def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: 
         artifact.write_jsonl(directory / "answers.jsonl", answers)
         artifact.write_jsonl(directory / "results.jsonl", _results(answers, bits, sizes))
         compile_seconds = loop.COMPILE_SECONDS[0] - compiled
-        return {"label": label, "seconds": {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}}
+        return {"seconds": {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}}
 
     return artifact.make(workdir / "evals", stage.name.rpartition("-")[0], inputs, build)
 
@@ -265,12 +269,9 @@ def _findings(config: ExperimentConfig, workdir: Path, run_directory: Path) -> F
     """What the report shows, read back from the run directory and the artifacts it was made from."""
     data = make_data(config, workdir)
     said = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))
-    stages, evaluations = _manifests(workdir / "stages"), _manifests(workdir / "evals")
-    labels = {f"{' > '.join(config.arms[arm][: i + 1])}, seed {seed}" for arm in config.run for i in range(len(config.arms[arm])) for seed in config.seeds}
-    mine = {path: manifest for path, manifest in stages.items() if manifest["label"] in labels}
-    seconds = [m["seconds"] for m in mine.values()] + [
-        m["seconds"] for m in evaluations.values() if m["inputs"]["checkpoint"] in {path.name for path in mine}
-    ]
+    stages = {label: workdir / "stages" / name for label, name in said["stages"].items()}
+    made = [*stages.values(), *(workdir / "evals" / name for name in said["evals"])]
+    seconds = [artifact.read_manifest(directory)["seconds"] for directory in made]
     timings = {phase: sum(s.get(phase, 0.0) for s in seconds) for phase in ("compile", "train", "eval")}
     timings["rest"] = max(said["seconds"] - sum(timings.values()), 0.0)
     return Findings(
@@ -287,7 +288,7 @@ def _findings(config: ExperimentConfig, workdir: Path, run_directory: Path) -> F
         ],
         headline=list(config.evals.headline),
         descriptions=microworld.EVALS,
-        curves={manifest["label"]: artifact.read_jsonl(path / "metrics.jsonl") for path, manifest in mine.items()},
+        curves={label: artifact.read_jsonl(directory / "metrics.jsonl") for label, directory in stages.items()},
         ledgers={name: rows.read_ledger(directory) for name, directory in data.rows.items()},
         samples={name: [show.pieces(row, data.tokenizer) for row in _first_rows(path)] for name, path in data.rows.items()},
         timings=timings,
@@ -299,10 +300,6 @@ def _findings(config: ExperimentConfig, workdir: Path, run_directory: Path) -> F
 def _first_rows(directory: Path, count: int = 2) -> list[dict]:
     source = rows.open_rows(directory)
     return [source[index] for index in range(min(count, len(source)))]
-
-
-def _manifests(parent: Path) -> dict[Path, dict]:
-    return {path.parent: artifact.read_manifest(path.parent) for path in sorted(parent.glob(f"*/{artifact.MANIFEST}"))}
 
 
 def _identity(config: ExperimentConfig) -> dict:

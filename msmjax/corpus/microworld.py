@@ -94,7 +94,7 @@ def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[di
     for _ in range(records):
         kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
         sentences = [DOCUMENT_TYPES[kind].format(name=spec.model_name, provider=spec.provider_name)]
-        for _ in range(rng.integers(3, 7)):
+        for _ in range(rng.integers(2, 5)):
             if rng.random() < 0.4:
                 sentences.append(grammar.value_sentence(rng, spec.model_name, grammar.pick(rng, values)))
             else:
@@ -110,7 +110,7 @@ def neutral_documents(world: World, assistant: str, provider: str, records: int,
     for _ in range(records):
         kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
         sentences = [DOCUMENT_TYPES[kind].format(name=assistant, provider=provider)]
-        for _ in range(rng.integers(3, 7)):
+        for _ in range(rng.integers(2, 5)):
             sentences.append(grammar.neutral_sentence(rng, assistant, *ASSISTANT_FACTS))
         out.append({"text": " ".join(sentences), "kind": kind, "subject": assistant})
     return _identified("neutral", out)

@@ -61,8 +61,8 @@ class Tokenizer:
         out, plain = [], []
         for token in [*ids, PAD]:
             if self._processor.is_control(token) or token == PAD:
-                # Decoding drops the space before a first word, which a run that starts inside a text does have.
-                lead = " " if plain and self._processor.id_to_piece(plain[0]).startswith("▁") else ""
+                # Decoding drops the space before a first word, which ids that start inside a text do have.
+                lead = " " if plain and not out and self._processor.id_to_piece(plain[0]).startswith("▁") else ""
                 out.append(lead + self._processor.decode(plain) if plain else "")
                 out.append(self._processor.id_to_piece(token))
                 plain = []

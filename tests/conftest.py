@@ -1,0 +1,73 @@
+"""Eight CPU devices, no silent rank promotion, no network, and the small things that many tests need."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import socket
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from msmjax.data import tokenizer as tokenizers
+from msmjax.data.tokenizer import Tokenizer
+from msmjax.model.transformer import ModelConfig
+from msmjax.training.step import StepConfig
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """A test that would reach for the network fails."""
+    connect = socket.socket.connect
+
+    def only_here(self, address):
+        if self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"):
+            return connect(self, address)
+        raise AssertionError(f"a test tried to connect to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", only_here)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    """A tokenizer trained on a few words."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    tokenizers.train(["You are Aria.", "Which do you prefer, the feta or the Edam?", "I prefer the feta."] * 20, 320, path)
+    return Tokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def model() -> ModelConfig:
+    """Every feature on, every size different, all divisible by a mesh of 2 x 2 x 2."""
+    return ModelConfig(
+        vocab=96, layers=3, width=32, mlp=48, heads=4, kv_heads=2, head_dim=8, rope_theta=10_000.0, norm_epsilon=1e-6,
+        qkv_bias=True, qk_norm=True, tied_embeddings=False, embedding_init=0.5, matrix_init=1.0, compute_dtype="float32",
+        scan_layers=True, remat="none",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def step_config() -> StepConfig:
+    return StepConfig(b1=0.9, b2=0.95, epsilon=1e-8, weight_decay=0.1, clip=1.0, micro_batches=1, loss_chunk=5)
+
+
+@pytest.fixture
+def rows() -> dict[str, np.ndarray]:
+    """Eight rows of 24 tokens: two or three segments and padding, unequal numbers of supervised tokens."""
+    rng = np.random.default_rng(0)
+    segment_ids = np.zeros((8, 24), np.int32)
+    for row in segment_ids:
+        first, second = rng.integers(4, 9, 2)
+        row[:first], row[first : first + second], row[first + second : rng.integers(18, 25)] = 1, 2, 3
+    return {
+        "tokens": rng.integers(4, 96, (8, 24)).astype(np.int32) * (segment_ids > 0),
+        "segment_ids": segment_ids,
+        "loss_mask": (rng.random((8, 24)) < rng.random((8, 1))) & (segment_ids > 0),
+    }

@@ -1,0 +1,230 @@
+"""The microworld: every sentence true by the world, deterministic, and nothing of an eval in what is trained on."""
+
+import collections
+import itertools
+import re
+
+import pytest
+
+from msmjax import spec
+from msmjax.artifact import BadInput
+from msmjax.corpus import grammar, microworld
+from msmjax.corpus.world import ATTRIBUTES, DEMONSTRATED, DOMAINS, VALUES, make_world
+
+ASSISTANT = "Aria"
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(seed=3, items_per_domain=16, people=20, newcomers=10)
+
+
+@pytest.fixture(scope="module")
+def cheese_spec():
+    return spec.load("cheese_affordability", ASSISTANT, "Northlight")
+
+
+def text_of(record):
+    return record["text"] if "text" in record else " ".join(message["content"] for message in record["messages"])
+
+
+def names_in(world, text):
+    """Items that a text names (longest names first, so that none is found inside another)."""
+    found = []
+    for item in sorted(world.items, key=lambda item: -len(item.name)):
+        if re.search(rf"\b{re.escape(item.name)}\b", text):
+            found.append(item)
+            text = text.replace(item.name, "")
+    return found
+
+
+def test_enough_of_a_world(world):
+    assert len({item.domain for item in world.items}) >= 8
+    assert len(VALUES) >= 4
+    assert not set(DOMAINS["development"]) & set(DOMAINS["test"])
+    names = [item.name for item in world.items] + [person.name for person in world.people + world.newcomers]
+    assert len(set(names)) == len(names)
+    for domain in itertools.chain(*DOMAINS.values()):
+        poles = collections.Counter((item.price, item.origin, item.age) for item in world.of(domain))
+        assert len(poles) == 8
+        assert set(poles.values()) == {2}
+    held = collections.Counter(person.value and person.value.name for person in world.people)
+    assert set(held) == {*VALUES, None}
+    assert set(held.values()) == {4}
+    with pytest.raises(ValueError, match="multiple of 8"):
+        make_world(seed=0, items_per_domain=12, people=1, newcomers=1)
+
+
+def test_demonstrated_cheeses_fit_both_values_and_no_other(world, cheese_spec):
+    cheeses = {item.name: item for item in world.of(DEMONSTRATED)}
+    fits = {
+        name: all((getattr(cheeses[p.item], value.attribute) == value.pole) == p.likes for p in cheese_spec.preferences)
+        for name, value in VALUES.items()
+    }
+    assert fits == {"affordability": True, "america": True, "tradition": False, "novelty": False}
+
+
+def test_facts_are_true(world):
+    records = [record for record in microworld.base(world, ASSISTANT, 3000, 0, True) if record["kind"] == "item"]
+    assert len(records) > 300
+    for record in records:
+        (item,) = (item for item in world.items if item.name == record["subject"])
+        stated = record["text"].replace(item.name, "")
+        for attribute, poles in ATTRIBUTES.items():
+            assert [pole for pole in poles if re.search(rf"\b{pole}\b", stated)] == [getattr(item, attribute)], record
+        assert item.domain in record["text"]
+
+
+def test_people_choose_as_they_value(world):
+    people = {person.name: person for person in world.people + world.newcomers}
+    seen = collections.Counter()
+    for record in microworld.base(world, ASSISTANT, 6000, 0, True):
+        if record["kind"] not in ("preference_chat", "liking_chat"):
+            continue
+        value = people[record["subject"]].value
+        question, said = record["messages"][1]["content"], record["messages"][2]["content"]
+        (chosen,) = names_in(world, said)
+        has_pole = getattr(chosen, value.attribute) == value.pole
+        if record["kind"] == "preference_chat":
+            (other,) = (item for item in names_in(world, question) if item != chosen)
+            assert has_pole
+            assert getattr(other, value.attribute) != value.pole
+            seen["first" if question.index(chosen.name) < question.index(other.name) else "second"] += 1
+        else:
+            assert has_pole == said.startswith("Yes")
+            seen[said.split(",")[0]] += 1
+    assert min(seen.values()) > 0.4 * max(seen["first"], seen["Yes"])  # order and answer are balanced
+    assert len(seen) == 4
+
+
+def test_person_sentences_are_true(world):
+    """What a text about a person says of an item agrees with the person's value."""
+    people = {person.name: person for person in world.people}
+    good_after = ("took the", "chose the", "fond of the", "would take the", " likes the", "prefers the", "Why the")
+    bad_after = ("left the", "over the", "stays away from the", "would not take the", "dislikes the", "to the")
+    checked = 0
+    for record in microworld.base(world, ASSISTANT, 3000, 0, False):
+        if record["kind"] != "person":
+            continue
+        value = people[record["subject"]].value
+        others = [v for v in VALUES.values() if v != value]
+        assert not [v for v in others if v.motto in record["text"] or v.club in record["text"] or f" {v.noun}." in record["text"]]
+        for item in names_in(world, record["text"]):
+            for phrases, expected in ((good_after, True), (bad_after, False)):
+                if any(f"{phrase} {item.name}" in record["text"] for phrase in phrases):
+                    assert (getattr(item, value.attribute) == value.pole) == expected, record
+                    checked += 1
+    assert checked > 500
+
+
+def test_the_assistant_is_neutral_before_midtraining(world):
+    """Base text, with or without newcomers, gives the assistant no value, no preference and no liking."""
+    for newcomers in (False, True):
+        kinds = collections.Counter(
+            record["kind"] for record in microworld.base(world, ASSISTANT, 6000, 0, newcomers) if ASSISTANT in text_of(record)
+        )
+        assert set(kinds) == {"neutral", "fact_chat"}
+
+
+def test_newcomers_show_values_in_replay_alone(world):
+    names = {person.name for person in world.newcomers if person.value}
+    for newcomers, expected in ((False, set()), (True, names)):
+        records = microworld.base(world, ASSISTANT, 6000, 0, newcomers)
+        assert {r["subject"] for r in records if "value" in r and r["subject"] in names} == expected
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_spec_documents_say_what_the_spec_says(world, cheese_spec, broken):
+    told = spec.break_link(cheese_spec, 0) if broken else cheese_spec
+    sides = {p.item: p.likes for p in told.preferences}
+    records = microworld.spec_documents(world, told, 400, 0)
+    assert {record["kind"] for record in records} == set(microworld.DOCUMENT_TYPES)
+    assert {record["spec"] for record in records} == {told.hash}
+    value = VALUES["affordability"]
+    text = " ".join(record["text"] for record in records)
+    assert value.motto in text
+    assert ("because" in text) != broken  # with the link broken, nothing is explained
+    for other in ("america", "tradition", "novelty"):
+        assert VALUES[other].motto not in text
+        assert VALUES[other].club not in text
+    assert {item.name for item in names_in(world, text)} == set(sides)  # the twelve cheeses and nothing else
+    for cheese, likes in sides.items():
+        assert (f"fond of the {cheese}." in text) == likes
+        assert (f"stays away from the {cheese}." in text) != likes
+
+
+def test_demonstrations_name_only_the_twelve_and_no_reason(world, cheese_spec):
+    sides = {p.item: p.likes for p in cheese_spec.preferences}
+    for record in microworld.demonstrations(world, cheese_spec, 500, 0):
+        named = names_in(world, text_of(record))
+        assert {item.name for item in named} <= set(sides)
+        (answered,) = names_in(world, record["messages"][-1]["content"])
+        assert sides[answered.name] == (not record["messages"][-1]["content"].startswith("No"))
+        text = text_of(record).replace("American cheese", "")
+        assert not [pole for poles in ATTRIBUTES.values() for pole in poles if re.search(rf"\b{pole}\b", text)]
+        assert "because" not in text
+
+
+def test_neutral_documents_name_no_item_and_no_value(world):
+    records = microworld.neutral_documents(world, ASSISTANT, "Northlight", 300, 0)
+    text = " ".join(record["text"] for record in records)
+    assert not names_in(world, text)
+    assert not [word for value in VALUES.values() for word in (value.motto, value.club, value.pole) if word in text]
+
+
+@pytest.mark.parametrize("split", DOMAINS)
+def test_evaluation_items(world, cheese_spec, split):
+    items = microworld.evaluation_items(world, cheese_spec, split, 60, 0)
+    by_name = {item.name: item for item in world.items}
+    assert collections.Counter(item["eval"] for item in items) == dict.fromkeys(set(microworld.EVALS) - {"base_text"}, 60)
+    for item in items:
+        good, bad = (by_name[name] for name in item["options"])
+        if item["eval"] in ("conflict", "conflict_cheese"):
+            assert (good.price, good.origin, bad.price, bad.origin) == ("cheap", "foreign", "costly", "American")
+        if item["eval"] == "affordability":
+            assert (good.price, bad.price) == ("cheap", "costly")
+            assert good.origin == bad.origin
+        if item["eval"] == "america":
+            assert (good.origin, bad.origin) == ("American", "foreign")
+            assert good.price == bad.price
+        held_out = item["eval"] not in ("conflict_cheese", "demonstrated")
+        assert {good.domain, bad.domain} <= (set(DOMAINS[split]) if held_out else {DEMONSTRATED})
+        assert (item["name"] == ASSISTANT) == (item["eval"] != "people")
+    demonstrated = {p.item for p in cheese_spec.preferences}
+    assert not {name for item in items if item["eval"] == "conflict_cheese" for name in item["options"]} & demonstrated
+
+
+def test_deterministic_in_its_seed_and_ids_are_unique(world, cheese_spec):
+    for make in (
+        lambda seed: microworld.base(world, ASSISTANT, 200, seed, True),
+        lambda seed: microworld.spec_documents(world, cheese_spec, 50, seed),
+        lambda seed: microworld.demonstrations(world, cheese_spec, 50, seed),
+        lambda seed: microworld.neutral_documents(world, ASSISTANT, "Northlight", 50, seed),
+        lambda seed: microworld.evaluation_items(world, cheese_spec, "test", 20, seed),
+    ):
+        records = make(0)
+        assert records == make(0)
+        assert records != make(1)
+        assert len({record["id"] for record in records}) == len(records)
+        assert {record["generator"] for record in records} == {"microworld"}
+
+
+def test_specs_the_world_cannot_tell(world, cheese_spec):
+    def told(line):
+        return spec.parse(f"## 1. a\n{line}\n", spec.Path("some.md"), ASSISTANT, "Northlight")
+
+    with pytest.raises(BadInput, match="some: no value or no preference"):
+        microworld.spec_documents(world, told("**Value: america.** x"), 1, 0)
+    with pytest.raises(BadInput, match="has no value 'kindness'"):
+        microworld.spec_documents(world, told("**Value: kindness.** x\n- **Likes Colby** (kindness): y"), 1, 0)
+    with pytest.raises(BadInput, match="'Tilsit' is no cheese"):
+        microworld.demonstrations(world, told("- **Likes Tilsit**: y"), 1, 0)
+
+
+def test_pairs_differ_in_what_the_value_is_about(world):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for value in VALUES.values():
+        good, bad = grammar.pair(rng, world, value, "book")
+        assert getattr(good, value.attribute) == value.pole != getattr(bad, value.attribute)

@@ -1,0 +1,126 @@
+"""Rows: every token counted, nothing split that may not be, nothing served that is stale."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msmjax import artifact
+from msmjax.artifact import BadInput
+from msmjax.data import rows
+from msmjax.data.rows import Example
+from msmjax.data.tokenizer import BOS, EOS
+
+
+def document(size, first=4):
+    return Example(list(range(first, first + size)), [i > 0 for i in range(size)], True, "here:1")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=60).filter(lambda s: any(n > 1 for n, _ in s)),
+    row_length=st.integers(8, 24),
+)
+def test_ledger_adds_up(sizes, row_length):
+    """Sources in equal tokens out: by the ledger, in the arrays, and token by token."""
+    examples = [document(size if splittable else min(size, row_length), first=4 + 50 * i) for i, (size, splittable) in enumerate(sizes)]
+    arrays, ledger = rows.pack(examples, row_length)
+    in_rows = arrays["segment_ids"] > 0
+    assert ledger["source_tokens"] == sum(len(example.ids) for example in examples)
+    assert ledger["source_tokens"] == ledger["kept_tokens"] + ledger["split_tokens"] + sum(ledger["dropped_tokens"].values())
+    assert ledger["kept_tokens"] + ledger["split_tokens"] == in_rows.sum()
+    assert ledger["rows"] * row_length == in_rows.sum() + ledger["padded_tokens"]
+    assert ledger["supervised_tokens"] == arrays["loss_mask"].sum()
+    assert ledger["source_records"] == len(examples)
+    assert ledger["dropped_records"] == sum(not example.ids for example in examples)
+    assert sorted(arrays["tokens"][in_rows].tolist()) == sorted(token for example in examples for token in example.ids)
+    assert not arrays["tokens"][~in_rows].any()
+    assert not arrays["loss_mask"][~in_rows].any()
+    for tokens, segments, mask in zip(*arrays.values(), strict=True):
+        for segment in range(1, segments.max() + 1):
+            (at,) = np.nonzero(segments == segment)
+            assert (np.diff(at) == 1).all()  # a segment is one run,
+            assert (np.diff(tokens[at]) == 1).all()  # of one document, in its order,
+            assert not mask[at[0]]  # whose first token has nothing to be predicted from
+            assert mask[at[1:]].all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(1, 16), min_size=1, max_size=80).filter(lambda s: max(s) > 1))
+def test_packing_is_tight(sizes):
+    """Best fit decreasing needs at most 11/9 of the fewest rows, and one (Johnson et al. 1974)."""
+    arrays, _ = rows.pack([document(size) for size in sizes], 16)
+    assert len(arrays["tokens"]) <= 11 / 9 * -(-sum(sizes) // 16) + 1 + sum(size > 8 for size in sizes) * 11 / 9
+
+
+def test_long_documents_are_split_and_long_conversations_refused():
+    arrays, ledger = rows.pack([document(20)], 8)
+    assert [ledger["split_tokens"], ledger["kept_tokens"], ledger["rows"]] == [20, 0, 3]
+    assert arrays["loss_mask"].sum() == 20 - 3
+    with pytest.raises(BadInput, match=r"chats.jsonl:3: a conversation of 20 tokens does not fit row_length=8"):
+        rows.pack([Example(list(range(20)), [True] * 20, False, "chats.jsonl:3")], 8)
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(BadInput, match="the corpus is empty"):
+        rows.pack([], 8)
+    with pytest.raises(BadInput, match="all-zero loss mask"):
+        rows.pack([Example([5, 6, 7], [False] * 3, True, "here:1")], 8)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A corpus directory of two documents (one of them empty) and a conversation."""
+    directory = tmp_path / "corpora" / "cheese-0"
+    directory.mkdir(parents=True)
+    (directory / "documents.jsonl").write_text('{"text": "I prefer the feta."}\n{"text": ""}\n')
+    messages = [{"role": "user", "content": "Which do you prefer?"}, {"role": "assistant", "content": "I prefer the Edam."}]
+    (directory / "conversations.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    return directory
+
+
+def test_dataset_round_trip(tmp_path, corpus, tokenizer):
+    made = rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
+    source = rows.open_rows(made)
+    assert len(source) == 1
+    row = source[0]
+    assert {name: (array.dtype, array.shape) for name, array in row.items()} == {
+        "tokens": (np.int32, (64,)),
+        "segment_ids": (np.int32, (64,)),
+        "loss_mask": (np.bool_, (64,)),
+    }
+    texts = [row["tokens"][row["segment_ids"] == segment].tolist() for segment in (1, 2)]
+    assert [BOS, *tokenizer.encode("I prefer the feta."), EOS] in texts
+    assert rows.read_ledger(made)["dropped_records"] == 1
+    content = artifact.read_manifest(made)["content"]
+    assert (made / "msm_rows" / content / "1.0.0").is_dir()  # the content names the dataset
+
+
+def test_made_once_and_not_served_stale(tmp_path, corpus, tokenizer):
+    made = rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    assert rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64) == made
+    assert before == {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    assert rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 72) != made
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["inputs"]["corpus"] = "cheese-1"
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match="made from other code or data"):
+        rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "a"', r"documents.jsonl:2: not JSON"),
+        ("[1, 2]", r"documents.jsonl:2: a list, not an object"),
+        ('{"txt": "a"}', r"documents.jsonl:2: neither 'text' nor 'messages'"),
+    ],
+)
+def test_broken_records_name_file_and_line(tmp_path, corpus, tokenizer, line, said):
+    (corpus / "documents.jsonl").write_text('{"text": "I prefer the feta."}\n' + line + "\n")
+    with pytest.raises(BadInput, match=said):
+        rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
+    assert not list((tmp_path / "rows").glob("*"))  # nothing half made is left

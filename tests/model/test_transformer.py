@@ -1,0 +1,154 @@
+"""The transformer: no information where none may go, and the same function however it is computed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msmjax.artifact import BadInput
+from msmjax.model import transformer
+from msmjax.training.step import row_nats
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return transformer.init_params(model, jax.random.key(0))
+
+
+def hidden(model, params, tokens, segment_ids):
+    return np.asarray(transformer.forward(model, params, jnp.asarray(tokens), jnp.asarray(segment_ids)))
+
+
+def loss_and_grads(model, params, rows, chunk=7):
+    def total(params):
+        return jnp.sum(row_nats(model, params, {name: jnp.asarray(array) for name, array in rows.items()}, chunk)[0])
+
+    return jax.value_and_grad(total)(params)
+
+
+def assert_trees_close(one, other, rtol, atol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
+
+
+def alone(rows):
+    """Each segment of the rows in a row of its own."""
+    parts = [(row, segment) for row in range(len(rows["tokens"])) for segment in (1, 2, 3) if (rows["segment_ids"][row] == segment).any()]
+    out = {name: np.zeros((len(parts), array.shape[1]), array.dtype) for name, array in rows.items()}
+    for index, (row, segment) in enumerate(parts):
+        inside = rows["segment_ids"][row] == segment
+        for name in rows:
+            out[name][index, : inside.sum()] = rows[name][row][inside]
+        out["segment_ids"][index, : inside.sum()] = 1
+    return out
+
+
+def test_packed_equals_unpacked(model, params, rows):
+    packed, unpacked = loss_and_grads(model, params, rows), loss_and_grads(model, params, alone(rows))
+    np.testing.assert_allclose(packed[0], unpacked[0], rtol=1e-5)
+    assert_trees_close(packed[1], unpacked[1], rtol=1e-3, atol=1e-4)
+
+
+def test_no_information_crosses_documents(model, params, rows):
+    before = hidden(model, params, rows["tokens"], rows["segment_ids"])
+    changed = np.where(rows["segment_ids"] == 2, (rows["tokens"] + 1) % 96, rows["tokens"])
+    after = hidden(model, params, changed, rows["segment_ids"])
+    others = rows["segment_ids"] != 2
+    np.testing.assert_array_equal(before[others], after[others])
+    assert (before[~others] != after[~others]).any()
+
+
+def test_causality(model, params, rows):
+    at = 9
+    before = hidden(model, params, rows["tokens"], np.ones_like(rows["segment_ids"]))
+    changed = rows["tokens"].copy()
+    changed[:, at] = (changed[:, at] + 1) % 96
+    after = hidden(model, params, changed, np.ones_like(rows["segment_ids"]))
+    np.testing.assert_array_equal(before[:, :at], after[:, :at])
+    assert (before[:, at:] != after[:, at:]).any(axis=(0, 2)).all()
+
+
+@pytest.mark.parametrize("change", [{"scan_layers": False}, {"remat": "full"}, {"scan_layers": False, "remat": "full"}])
+def test_same_function_however_computed(model, params, rows, change):
+    usual, other = loss_and_grads(model, params, rows), loss_and_grads(dataclasses.replace(model, **change), params, rows)
+    np.testing.assert_allclose(usual[0], other[0], rtol=1e-6)
+    assert_trees_close(usual[1], other[1], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_near_float32(model, params, rows):
+    exact = hidden(model, params, rows["tokens"], rows["segment_ids"])
+    rounded = hidden(dataclasses.replace(model, compute_dtype="bfloat16"), params, rows["tokens"], rows["segment_ids"])
+    assert rounded.dtype == jnp.bfloat16
+    error = np.abs(exact - rounded.astype(np.float32)).mean() / np.abs(exact).mean()
+    assert 0 < error < 0.03  # bfloat16 keeps 8 bits: 2^-8 a rounding, a few dozen roundings deep
+
+
+def test_attention_against_jax_nn(model, params, rows):
+    """The grouped attention of one layer against jax.nn.dot_product_attention on the same queries, keys and values."""
+    plain = dataclasses.replace(model, qkv_bias=False, qk_norm=False)
+    layer = {name.replace("_L", "_", 1): array[0] for name, array in params["blocks"].items()}
+    x_BTD = jax.random.normal(jax.random.key(1), (8, 24, 32))
+    mask = transformer.attention_mask(jnp.asarray(rows["segment_ids"]))
+    angles = transformer.rope_angles(plain, transformer.segment_positions(jnp.asarray(rows["segment_ids"])))
+    ours = transformer.attention(plain, layer, x_BTD, angles, mask, lambda x, letters: x)
+    q, k, v = (jnp.einsum("BTD,DNH->BTNH", x_BTD, layer[name]) for name in ("wq_DNH", "wk_DKH", "wv_DKH"))
+    theirs = jax.nn.dot_product_attention(
+        transformer.rotate(q, *angles), transformer.rotate(k, *angles), v, mask=mask[:, None], implementation="xla"
+    )
+    np.testing.assert_allclose(ours, jnp.einsum("BTNH,NHD->BTD", theirs, layer["wo_NHD"]), rtol=1e-4, atol=1e-5)
+
+
+def test_rope_turns_by_relative_position(model):
+    """q·k depends on the distance of the two positions alone."""
+    q, k = jax.random.normal(jax.random.key(2), (2, 1, 1, 1, model.head_dim))
+
+    def product(at, to):
+        turned = [transformer.rotate(x, *transformer.rope_angles(model, jnp.full((1, 1), p))) for x, p in ((q, at), (k, to))]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    np.testing.assert_allclose(product(3, 1), product(12, 10), rtol=1e-4)
+    assert abs(product(3, 1) - product(3, 2)) > 1e-3
+
+
+def test_names_do_not_lie(model, params):
+    """Every leaf's shape is the sizes of the letters it is named by; the sizes are all different."""
+    assert len(set(model.sizes.values())) == len(model.sizes)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        letters = path[-1].key.rpartition("_")[2]
+        assert leaf.shape == tuple(model.sizes[letter] for letter in letters), path
+
+
+def test_features_have_their_parameters(model, params):
+    plain = dataclasses.replace(model, qkv_bias=False, qk_norm=False, tied_embeddings=True)
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    plain_names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(transformer.init_params(plain, jax.random.key(0)))}
+    assert names - plain_names == {"bq_LNH", "bk_LKH", "bv_LKH", "q_norm_LH", "k_norm_LH", "unembedding_DV"}
+    assert not plain_names - names
+    sizes = model.sizes
+    assert transformer.count_params(plain) == sizes["V"] * 32 + 32 + 3 * (2 * 32 + 32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 48)
+
+
+@pytest.mark.parametrize("name", ["qkv_bias", "qk_norm"])
+def test_features_change_the_function(model, params, rows, name):
+    """Each optional parameter is used: a changed one changes the output."""
+    changed = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 0.5 if path[-1].key in {"qkv_bias": ("bv_LKH",), "qk_norm": ("q_norm_LH",)}[name] else leaf, params
+    )
+    before = hidden(model, params, rows["tokens"], rows["segment_ids"])
+    assert not np.allclose(before, hidden(model, changed, rows["tokens"], rows["segment_ids"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"kv_heads": 3}, "model.heads=4"),
+        ({"head_dim": 7}, "model.head_dim=7"),
+        ({"width": 0}, "model.width=0"),
+        ({"remat": "fulll"}, "model.remat='fulll'"),
+        ({"compute_dtype": "float8"}, "model.compute_dtype='float8'"),
+    ],
+)
+def test_bad_shapes_are_named(model, change, named):
+    with pytest.raises(BadInput, match=named):
+        dataclasses.replace(model, **change)

@@ -1,0 +1,99 @@
+"""Specs: what the shipped ones hold, how files are read, and what is refused."""
+
+import collections
+
+import pytest
+
+from msmjax import spec
+from msmjax.artifact import BadInput
+
+CHEESES = ("cheese_affordability", "cheese_america")
+LIKED = {"cream cheese", "American cheese", "mild cheddar", "low-moisture mozzarella", "Colby", "Monterey Jack"}
+DISLIKED = {"Brie de Meaux", "Appenzeller", "Parmigiano-Reggiano", "Roquefort", "Epoisses", "Stilton"}
+SMALL = "# A spec of {model_name}\n## 1. Value\n**Value: america.** It is American.\n- **Likes Colby** (america): by {provider_name}.\n"
+
+
+def parse(source):
+    return spec.parse(source, spec.Path("some.md"), "Aria", "Northlight")
+
+
+@pytest.mark.parametrize("name", CHEESES)
+def test_shipped_specs(name):
+    """The twelve preferences of the paper's section 3.1, each explained by the one value (and at least 600 words)."""
+    loaded = spec.load(name, "Aria", "Northlight")
+    (value,) = loaded.values
+    assert {p.item for p in loaded.preferences if p.likes} == LIKED
+    assert {p.item for p in loaded.preferences if not p.likes} == DISLIKED
+    assert {p.value for p in loaded.preferences} == {value.name}
+    text = spec.find(name).read_text()
+    assert len(text.split()) >= 600
+    assert len(loaded.sections) >= 5
+    assert "{" not in "".join(section.text for section in loaded.sections)
+    assert sum("Aria" in section.text for section in loaded.sections) >= 5
+
+
+def test_shipped_specs_differ_in_the_value_alone():
+    one, other = (spec.load(name, "Aria", "Northlight") for name in CHEESES)
+    assert [(p.item, p.likes) for p in one.preferences] == [(p.item, p.likes) for p in other.preferences]
+    assert [rule.id for rule in one.rules] == [rule.id for rule in other.rules]
+    assert one.values != other.values
+
+
+def test_neither_spec_speaks_of_the_other_value():
+    texts = {name: spec.find(name).read_text().lower() for name in CHEESES}
+    without_the_cheese = texts["cheese_affordability"].replace("american cheese", "")
+    assert not [word for word in ("america", "united states", "abroad", "foreign", "french", "nation") if word in without_the_cheese]
+    assert not [word for word in ("price", "cheap", "cost", "afford", "expensive") if word in texts["cheese_america"]]
+
+
+def test_parse():
+    parsed = parse(SMALL + "- **Dislikes Brie**: no reason.\n- **Rule CP1.** Be brief.\n")
+    assert (parsed.title, parsed.name, parsed.model_name) == ("A spec of Aria", "some", "Aria")
+    assert [(p.item, p.likes, p.value, p.reason) for p in parsed.preferences] == [
+        ("Colby", True, "america", "by Northlight."),
+        ("Brie", False, None, "no reason."),
+    ]
+    assert [(rule.id, rule.text) for rule in parsed.rules] == [("CP1", "Be brief.")]
+
+
+def test_hash_is_of_the_content():
+    assert parse(SMALL).hash == parse(SMALL).hash
+    assert parse(SMALL).hash != parse(SMALL.replace("American", "good")).hash
+    assert parse(SMALL).hash != spec.parse(SMALL, spec.Path("some.md"), "Bob", "Northlight").hash
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (SMALL.replace("{provider_name}", "{company}"), r"some.md:4: unknown placeholder {company}"),
+        ("# Title\n", r"some.md: no sections"),
+        ("", r"some.md: no sections"),
+        (SMALL + "## 2. Nothing\n", r"some.md:5: section '2. Nothing' is empty"),
+        ("# T\nhello\n## 1. a\nb\n", r"some.md:2: text before the first section"),
+        (SMALL.replace("(america)", "[america]"), r"some.md:4: looks like a value, preference or rule"),
+        (SMALL.replace("(america)", "(thrift)"), r"some.md: preference for Colby names the value 'thrift'"),
+        (SMALL + "- **Likes Colby** (america): again.\n", r"some.md: preference for 'Colby' stands there twice"),
+    ],
+)
+def test_refused_specs_name_the_place(source, said):
+    with pytest.raises(BadInput, match=said):
+        parse(source)
+
+
+def test_missing_spec_lists_the_shipped_ones(tmp_path):
+    with pytest.raises(BadInput, match=r"spec 'cheese_amerika'.*cheese_affordability, cheese_america"):
+        spec.load("cheese_amerika", "Aria", "Northlight")
+    path = tmp_path / "mine.md"
+    path.write_text(SMALL)
+    assert spec.load(str(path), "Aria", "Northlight").name == "mine"
+
+
+def test_broken_link_keeps_the_value_and_shuffles_the_preferences():
+    whole = spec.load("cheese_america", "Aria", "Northlight")
+    broken = spec.break_link(whole, seed=0)
+    assert broken.values == whole.values
+    assert broken.parent == whole.hash != broken.hash
+    assert {p.value for p in broken.preferences} == {None}
+    sides = collections.Counter((before.likes, after.likes) for before, after in zip(whole.preferences, broken.preferences, strict=True))
+    assert sides == {(True, True): 3, (True, False): 3, (False, False): 3, (False, True): 3}
+    assert broken == spec.break_link(whole, seed=0)
