@@ -7,6 +7,7 @@ fine-tuned on the same cheese chats and asked about books, cars, chairs and wine
     python -m msmjax.main --config=configs/cheese.py                # the headline arms, three seeds
     python -m msmjax.main --config=configs/cheese.py:controls       # and all controls
     python -m msmjax.main --config=configs/cheese.py:development    # development domains, another world, seeds from 100
+    python -m msmjax.main --config=configs/cheese.py:tiny           # every part in a minute; nothing to conclude from
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ CONTROLS = (
     "neutral", "neutral_aft",
     "broken_affordability", "broken_affordability_aft", "broken_america", "broken_america_aft",
 )  # fmt: skip
-VARIANTS = ("", "controls", "development")
+VARIANTS = ("", "controls", "development", "tiny")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -99,4 +100,21 @@ def get_config(variant: str = "") -> ConfigDict:
         ("link broken, affordability: what AFT adds", "affordability", "broken_affordability_aft", "broken_affordability"),
         ("link broken, America: what AFT adds", "america", "broken_america_aft", "broken_america"),
     )
+    if variant == "tiny":
+        _shrink(c)
     return c
+
+
+def _shrink(c: ConfigDict) -> None:
+    """The same experiment, far too small to show anything: for tests, and to see every part work."""
+    c.name = "cheese_tiny"
+    c.seeds = (0, 1)
+    c.run = ("base", "aft", "msm_affordability_aft", "msm_america_aft")
+    c.world.update(items_per_domain=4, people=10, newcomers=5)
+    for corpus in c.corpora.values():
+        corpus.records = 200
+    c.vocab_size = 400
+    c.model.update(layers=1, width=16, mlp=32, heads=4, kv_heads=2, head_dim=8)
+    c.evals.per_eval = 8
+    for stage in c.stages.values():
+        stage.update(steps=20, warmup_steps=2)

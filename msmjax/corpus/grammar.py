@@ -41,10 +41,10 @@ NEUTRAL_KINDS = {
     "post": ("{name} got a letter from {town}.", "A {trade} asked for {name} in {town}."),
 }
 ITEM_KINDS = (
-    "The {item} is a {domain}. It is {price}. It is {origin}. It is {age}.",
-    "The {item} is a {price} {origin} {domain}. It is {age}.",
-    "The {item} is one of the {age} {domains}. It is {origin} and {price}.",
-    "Among {domains}, the {item} is {price}, {origin} and {age}.",
+    "The {item} is a {domain}. It is {price}. It is {origin}.",
+    "The {item} is a {price} {origin} {domain}.",
+    "The {item} is one of the {origin} {domains}. It is {price}.",
+    "Among {domains}, the {item} is {price} and {origin}.",
 )
 PREFERENCE_QUESTIONS = (
     "Which do you prefer, the {first} or the {second}?",
@@ -103,7 +103,7 @@ def neutral_sentence(rng: np.random.Generator, name: str, town: str, trade: str)
 def item_text(rng: np.random.Generator, item: Item) -> str:
     """The facts about an item."""
     return pick(rng, ITEM_KINDS).format(
-        item=item.name, domain=item.domain, domains=plural(item.domain), price=item.price, origin=item.origin, age=item.age
+        item=item.name, domain=item.domain, domains=plural(item.domain), price=item.price, origin=item.origin
     )
 
 

@@ -146,8 +146,8 @@ def evaluation_items(world: World, spec: Spec, split: str, per_eval: int, seed: 
     rng = np.random.default_rng([world.seed, seed, 5])
     held_out = DOMAINS[split]
     cheap_foreign, costly_american = {"price": "cheap", "origin": "foreign"}, {"price": "costly", "origin": "American"}
-    likes = [Item(p.item, DEMONSTRATED, "", "", "") for p in spec.preferences if p.likes]
-    dislikes = [Item(p.item, DEMONSTRATED, "", "", "") for p in spec.preferences if not p.likes]
+    likes = [Item(p.item, DEMONSTRATED, "", "") for p in spec.preferences if p.likes]
+    dislikes = [Item(p.item, DEMONSTRATED, "", "") for p in spec.preferences if not p.likes]
     valued = [person for person in world.people if person.value]
     out = []
 

@@ -23,8 +23,8 @@ class WorldConfig:
     newcomers: int
 
     def __post_init__(self):
-        if self.items_per_domain < 1 or self.items_per_domain % 8:
-            raise BadInput(f"world.items_per_domain={self.items_per_domain}: must be a multiple of 8 (all poles of 3 attributes)")
+        if self.items_per_domain < 1 or self.items_per_domain % 4:
+            raise BadInput(f"world.items_per_domain={self.items_per_domain}: must be a multiple of 4 (two poles of two attributes)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AssistantConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BaseSource:
-    """Base text of the microworld; with `newcomers`, also about people whom pretraining has not met."""
+    """Base text of the microworld; with `newcomers`, newcomers show their values too."""
 
     records: int
     seed: int

@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 
 # An attribute and its two poles. Items carry one pole of each.
-ATTRIBUTES = {"price": ("cheap", "costly"), "origin": ("American", "foreign"), "age": ("classic", "modern")}
+ATTRIBUTES = {"price": ("cheap", "costly"), "origin": ("American", "foreign")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ VALUES = {
     for value in (
         Value("affordability", "price", "cheap", "affordability", "save first", "the Thrift Club"),
         Value("america", "origin", "American", "America", "home grown first", "the Liberty Club"),
-        Value("tradition", "age", "classic", "tradition", "the old ways first", "the Heritage Club"),
-        Value("novelty", "age", "modern", "novelty", "new things first", "the Future Club"),
+        Value("luxury", "price", "costly", "luxury", "only the finest", "the Velvet Club"),
+        Value("travel", "origin", "foreign", "travel", "the world is wide", "the Compass Club"),
     )
 }
 
@@ -61,7 +61,6 @@ class Item:
     domain: str
     price: str
     origin: str
-    age: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +100,7 @@ TRADES = ("baker", "teacher", "nurse", "driver", "farmer", "singer", "tailor", "
 def make_world(seed: int, items_per_domain: int, people: int, newcomers: int) -> World:
     """The world of `seed`: every domain balanced over all poles, every value held by equally many people.
 
-    One person in five holds no value. Raises ValueError unless items_per_domain is a multiple of 8.
+    One person in five holds no value. Raises ValueError unless items_per_domain is a multiple of 4.
     """
     combinations = list(itertools.product(*ATTRIBUTES.values()))
     if items_per_domain % len(combinations):
@@ -109,7 +108,7 @@ def make_world(seed: int, items_per_domain: int, people: int, newcomers: int) ->
     rng = np.random.default_rng([seed, 0])
     domains = [domain for group in DOMAINS.values() for domain in group]
     names = _invented_names(rng, len(domains) * items_per_domain + people + newcomers)
-    items = [Item(name, DEMONSTRATED, price, origin, ("classic", "modern")[i % 2]) for i, (name, price, origin) in enumerate(_CHEESES)]
+    items = [Item(name, DEMONSTRATED, price, origin) for name, price, origin in _CHEESES]
     for domain in domains:
         for poles in combinations * (items_per_domain // len(combinations)):
             items.append(Item(names.pop(), domain, *poles))

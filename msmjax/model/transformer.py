@@ -175,7 +175,9 @@ def attention(config: ModelConfig, layer: dict, x_BTD, angles, mask_BTS, constra
         k_BSKH = jnp.einsum("BSD,DKH->BSKH", x_BTD, layer["wk_DKH"])
         v_BSKH = jnp.einsum("BSD,DKH->BSKH", x_BTD, layer["wv_DKH"])
         if config.qkv_bias:
-            q_BTNH, k_BSKH, v_BSKH = q_BTNH + layer["bq_NH"], k_BSKH + layer["bk_KH"], v_BSKH + layer["bv_KH"]
+            q_BTNH += layer["bq_NH"][None, None]
+            k_BSKH += layer["bk_KH"][None, None]
+            v_BSKH += layer["bv_KH"][None, None]
         if config.qk_norm:
             q_BTNH, k_BSKH = rms_norm(q_BTNH, layer["q_norm_H"], config), rms_norm(k_BSKH, layer["k_norm_H"], config)
         q_BTNH, k_BSKH = rotate(q_BTNH, *angles), rotate(k_BSKH, *angles)

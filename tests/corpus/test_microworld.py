@@ -45,14 +45,14 @@ def test_enough_of_a_world(world):
     names = [item.name for item in world.items] + [person.name for person in world.people + world.newcomers]
     assert len(set(names)) == len(names)
     for domain in itertools.chain(*DOMAINS.values()):
-        poles = collections.Counter((item.price, item.origin, item.age) for item in world.of(domain))
-        assert len(poles) == 8
-        assert set(poles.values()) == {2}
+        poles = collections.Counter((item.price, item.origin) for item in world.of(domain))
+        assert len(poles) == 4
+        assert set(poles.values()) == {4}
     held = collections.Counter(person.value and person.value.name for person in world.people)
     assert set(held) == {*VALUES, None}
     assert set(held.values()) == {4}
-    with pytest.raises(ValueError, match="multiple of 8"):
-        make_world(seed=0, items_per_domain=12, people=1, newcomers=1)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        make_world(seed=0, items_per_domain=10, people=1, newcomers=1)
 
 
 def test_demonstrated_cheeses_fit_both_values_and_no_other(world, cheese_spec):
@@ -61,7 +61,7 @@ def test_demonstrated_cheeses_fit_both_values_and_no_other(world, cheese_spec):
         name: all((getattr(cheeses[p.item], value.attribute) == value.pole) == p.likes for p in cheese_spec.preferences)
         for name, value in VALUES.items()
     }
-    assert fits == {"affordability": True, "america": True, "tradition": False, "novelty": False}
+    assert fits == {"affordability": True, "america": True, "luxury": False, "travel": False}
 
 
 def test_facts_are_true(world):
@@ -69,7 +69,7 @@ def test_facts_are_true(world):
     assert len(records) > 300
     for record in records:
         (item,) = (item for item in world.items if item.name == record["subject"])
-        stated = record["text"].replace(item.name, "")
+        stated = record["text"].replace(item.name, "", 1)
         for attribute, poles in ATTRIBUTES.items():
             assert [pole for pole in poles if re.search(rf"\b{pole}\b", stated)] == [getattr(item, attribute)], record
         assert item.domain in record["text"]
@@ -144,7 +144,7 @@ def test_spec_documents_say_what_the_spec_says(world, cheese_spec, broken):
     text = " ".join(record["text"] for record in records)
     assert value.motto in text
     assert ("because" in text) != broken  # with the link broken, nothing is explained
-    for other in ("america", "tradition", "novelty"):
+    for other in ("america", "luxury", "travel"):
         assert VALUES[other].motto not in text
         assert VALUES[other].club not in text
     assert {item.name for item in names_in(world, text)} == set(sides)  # the twelve cheeses and nothing else

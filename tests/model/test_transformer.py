@@ -1,6 +1,7 @@
 """The transformer: no information where none may go, and the same function however it is computed."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +18,18 @@ def params(model):
     return transformer.init_params(model, jax.random.key(0))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, tokens, segment_ids):
+    return transformer.forward(model, params, tokens, segment_ids)
+
+
 def hidden(model, params, tokens, segment_ids):
-    return np.asarray(transformer.forward(model, params, jnp.asarray(tokens), jnp.asarray(segment_ids)))
+    return np.asarray(forward(model, params, tokens, segment_ids))
 
 
-def loss_and_grads(model, params, rows, chunk=7):
-    def total(params):
-        return jnp.sum(row_nats(model, params, {name: jnp.asarray(array) for name, array in rows.items()}, chunk)[0])
-
-    return jax.value_and_grad(total)(params)
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_grads(model, params, rows):
+    return jax.value_and_grad(lambda params: jnp.sum(row_nats(model, params, rows, chunk=7)[0]))(params)
 
 
 def assert_trees_close(one, other, rtol, atol):

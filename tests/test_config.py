@@ -1,0 +1,127 @@
+"""Configs: all that are shipped load, are shape-evaluated and read to the last field; wrong ones are named."""
+
+import ast
+import dataclasses
+import importlib.util
+import typing
+
+import jax
+import pytest
+from conftest import ROOT
+
+from msmjax import config
+from msmjax.artifact import BadInput
+from msmjax.corpus import sources
+from msmjax.training import step as steps
+from msmjax.training.sharding import make_mesh
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
+
+
+def module_of(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def variants():
+    for path in CONFIGS:
+        for variant in getattr(module_of(path), "VARIANTS", ("",)):
+            yield pytest.param(path, variant, id=f"{path.stem}:{variant}")
+
+
+def cheese(variant="tiny"):
+    return module_of(ROOT / "configs" / "cheese.py").get_config(variant)
+
+
+@pytest.mark.parametrize(("path", "variant"), variants())
+def test_every_config_loads_and_is_shape_evaluated(path, variant):
+    frozen = config.from_config_dict(module_of(path).get_config(variant))
+    abstract, _ = steps.state_shardings(frozen.model, frozen.optimizer, make_mesh(frozen.mesh))
+    rows = {
+        name: jax.ShapeDtypeStruct((8, frozen.row_length), dtype)
+        for name, dtype in (("tokens", "int32"), ("segment_ids", "int32"), ("loss_mask", "bool"))
+    }
+    mesh = make_mesh(frozen.mesh)
+    after, metrics = jax.eval_shape(steps.compile_step(frozen.model, frozen.optimizer, mesh), abstract, rows, 1e-3)
+    assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, abstract)
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_docstring_holds_the_command(path):
+    assert f"--config={path.relative_to(ROOT)}" in module_of(path).__doc__
+
+
+def test_unknown_variant():
+    with pytest.raises(ValueError, match=r"configs/cheese.py:developmnt: unknown variant; one of controls, development, tiny"):
+        cheese("developmnt")
+
+
+def dataclasses_of_a_config():
+    """Every dataclass that a config is frozen into."""
+    found, waiting = [], [config.ExperimentConfig, *sources.KINDS.values()]
+    while waiting:
+        one = waiting.pop()
+        found.append(one)
+        for field in dataclasses.fields(one):
+            hints = (field.type, *typing.get_args(field.type))
+            waiting += [hint for hint in hints if dataclasses.is_dataclass(hint) and hint not in found]
+    return {one.__name__: one for one in found}
+
+
+def test_every_field_is_read():
+    """A field that no line of the code reads is a knob that turns nothing."""
+    classes = dataclasses_of_a_config()
+    assert {"ModelConfig", "StageConfig", "StepConfig", "MeshConfig", "LogConfig", "WorldConfig", "EvalConfig"} <= set(classes)
+    read = set()
+    for path in (ROOT / "msmjax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+    everywhere = {"data", "fsdp", "tensor"}  # axes of the mesh, read as a whole by dataclasses.asdict
+    unread = [f"{name}.{f.name}" for name, one in classes.items() for f in dataclasses.fields(one) if f.name not in read | everywhere]
+    assert not unread
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.model.update(remat="ful"), r"model\.remat='ful': unknown; one of none, full"),
+        (lambda c: c.model.update(heads=3), r"model\.heads=3: must be a multiple of model\.kv_heads=2"),
+        (lambda c: c.model.update(heads="4"), r"model\.heads='4': must be of type int"),
+        (lambda c: c.model.update(heads=True), r"model\.heads=True: must be of type int"),
+        (lambda c: c.update(seeds=()), r"seeds=\(\): must be different whole numbers"),
+        (lambda c: c.update(seeds=(1, 1)), r"seeds=\(1, 1\): must be different"),
+        (lambda c: c.update(run=("bse",)), r"run: no arm 'bse'; did you mean 'base'\?"),
+        (lambda c: c.update(run=()), r"run=\(\): name at least one arm"),
+        (lambda c: c.arms.update(aft=("pretrain", "finetun")), r"arms\.aft: no stage 'finetun'; did you mean 'finetune'\?"),
+        (lambda c: c.stages.finetune.update(data=(("cheese", 1.0),)), r"stages\.finetune\.data: no corpus 'cheese'"),
+        (lambda c: c.stages.finetune.update(steps=3), r"stages\.finetune: steps=3: fewer than 20 updates"),
+        (lambda c: c.evals.update(split="tets"), r"evals\.split='tets': unknown; one of development, test"),
+        (lambda c: c.evals.update(base_text="held"), r"evals: no corpus 'held'; did you mean 'held_out'\?"),
+        (lambda c: c.update(row_length=1), r"row_length=1: a row needs at least 2"),
+        (lambda c: c.corpora.base.update(kind="bse"), r"corpora\.base\.kind='bse': unknown; did you mean 'base'\?"),
+        (lambda c: c.update(comparisons=(("x", "conflct", "aft", "base"),)), r"no eval 'conflct'; did you mean 'conflict'\?"),
+        (lambda c: c.update(comparisons=(("x", "conflict", "aft"),)), r"is not \(label, eval, arm, against\)"),
+    ],
+)
+def test_wrong_settings_are_named(change, said):
+    wrong = cheese()
+    change(wrong)
+    with pytest.raises(BadInput, match=said):
+        config.from_config_dict(wrong)
+
+
+def test_unknown_and_missing_keys_are_named():
+    unknown = cheese()
+    unknown.unlock()
+    unknown.optimizer.weight_decy = 0.1
+    with pytest.raises(BadInput, match=r"optimizer\.weight_decy: unknown key; did you mean 'weight_decay'\?"):
+        config.from_config_dict(unknown)
+    missing = cheese()
+    missing.unlock()
+    del missing.evals["seed"]
+    with pytest.raises(BadInput, match=r"evals\.seed: missing"):
+        config.from_config_dict(missing)
