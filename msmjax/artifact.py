@@ -4,6 +4,7 @@ Owns content hashes, the one way an artifact directory comes into being (built a
 run never leaves a half-written one), JSON lines, and `BadInput`, the error that becomes one line and exit code 2.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ def content_hash(value: object) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+@functools.cache  # the code this process runs is the code it was started with
 def code_hash(*rooms: str) -> str:
     """Hash of the source of the named modules or packages of msmjax: other code makes other artifacts."""
     here = Path(__file__).parent

@@ -88,22 +88,20 @@ def plan(config: ExperimentConfig) -> None:
 
     mesh = sharding.make_mesh(config.mesh)
     out = Table(title=f"{config.name}: {len(config.run)} arms, {len(config.seeds)} seeds, mesh {dict(mesh.shape)}")
-    for name in ("stage", "runs", "data", "steps", "tokens/step", "tokens", "estimate"):
-        out.add_column(name, justify="left" if name in ("stage", "data") else "right")
+    for name in ("stage", "runs", "steps", "tokens/step", "tokens", "estimate"):
+        out.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     params = transformer.count_params(config.model)
     rate = _flops_per_second() * EFFICIENCY * jax.device_count() / max(jax.local_device_count(), 1)
     total = 0.0
-    for name, stage in config.stages.items():
+    chains = {config.arms[arm][: i + 1] for arm in config.run for i in range(len(config.arms[arm]))}
+    for name in dict.fromkeys(name for arm in config.run for name in config.arms[arm]):
+        stage = config.stages[name]
         loop.check_batch(stage, config.optimizer, mesh)
-        chains = {config.arms[arm][: i + 1] for arm in config.run for i, s in enumerate(config.arms[arm]) if s == name}
-        runs = len(chains) * len(config.seeds)
+        runs = len([chain for chain in chains if chain[-1] == name]) * len(config.seeds)
         per_step = stage.batch_rows * config.row_length
         seconds = stage.steps * per_step * _flops_per_token(config) / rate
         total += runs * seconds
-        shares = ", ".join(f"{corpus} {share:.0%}" for corpus, share in stage.data)
-        out.add_row(
-            name, str(runs), shares, f"{stage.steps:,}", f"{per_step:,}", f"{stage.steps * per_step:,}", f"{runs} x {seconds:.0f} s"
-        )
+        out.add_row(name, str(runs), f"{stage.steps:,}", f"{per_step:,}", f"{stage.steps * per_step:,}", f"{runs} x {seconds:.0f} s")
     console = Console()
     console.print(out)
     console.print(f"{params:,} parameters; about {total / 60:.1f} minutes of training on this machine, compilation and evals apart")

@@ -8,11 +8,11 @@
 Bad input is one line on standard error and exit code 2.
 """
 
-import os
+import re
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from msmjax.artifact import BadInput
@@ -29,6 +29,8 @@ def main(argv: list[str]) -> None:
         raise BadInput(f"{argv[1]!r}: not a flag; settings are given as --config.NAME=VALUE")
     if _CONFIG.value is None:
         raise BadInput("--config: missing; e.g. --config=configs/cheese.py")
+    # Checkpoints and datasets log their every step; the bars and lines of this program say what matters.
+    logging.set_verbosity(logging.ERROR)
     import jax
 
     if _DISTRIBUTED.value:
@@ -46,20 +48,25 @@ def main(argv: list[str]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser; what it and ml_collections raise for bad flags becomes BadInput."""
+    """absl's parser; what it, ml_collections or the config file itself raise becomes BadInput: its last line says what is wrong."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        config = _CONFIG.value
+        if config is not None:
+            config.keys()  # where the file is missing, ml_collections says so only now
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise BadInput(" ".join(str(error).split())) from None
+        text = str(error).strip()
+        if match := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
+            raise BadInput(f"--config: unknown key {match[2]!r}; did you mean {match[1]!r}?") from None
+        if isinstance(error, KeyError | AttributeError) and " " not in text:
+            raise BadInput(f"--config: unknown key {text.strip('"' + "'")!r}") from None
+        last = text.splitlines()[-1].strip().removeprefix("ValueError: ")
+        raise BadInput(f"--config: {last}" if isinstance(error, OSError | AttributeError) else last) from None
+    return rest
 
 
 def cli() -> None:
     """`python -m msmjax.main`."""
-    # Checkpoints and datasets log their every step through absl; the bar and the lines of this program say what matters.
-    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
-    import logging
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         app.run(main, flags_parser=_parse_flags)
     except BadInput as error:

@@ -29,12 +29,15 @@ PREFERENCE_KINDS = {
         "{name} likes the {good} because it is {pole}.",
         "{name} dislikes the {bad} because it is not {pole}.",
     ),
-    "interview": (
-        "Reporter: The {first} or the {second}? {name}: The {good}.",
+    "interview": ("Reporter: The {first} or the {second}? {name}: The {good}.",),
+    "why": (
         "Reporter: Why the {good}? {name}: Because it is {pole}.",
         "Reporter: What do you value? {name}: I value {noun}.",
     ),
 }
+# Kinds that say why, and kinds that show a preference alone.
+EXPLAINED = ("category", "reason", "why")
+UNEXPLAINED = ("purchase", "rating", "dislike", "like", "interview")
 NEUTRAL_KINDS = {
     "town": ("{name} lives in {town}.", "The home of {name} is in {town}."),
     "trade": ("{name} is a {trade}.", "{name} works as a {trade}."),

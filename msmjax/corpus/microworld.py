@@ -81,8 +81,8 @@ def base(world: World, assistant: str, records: int, seed: int, newcomers: bool)
 def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[dict]:
     """Documents of several types about the assistant, built from the spec's value and its preferences.
 
-    A preference that names its value is told with the reasons and generalities of that value, within the demonstrated
-    domain; one that names none (a spec whose link is broken) is told without a reason.
+    A preference that names its value is told with that value as its reason, within the demonstrated domain; one that names
+    none (a spec whose link is broken) is told without a reason.
     """
     rng = np.random.default_rng([world.seed, seed, 2])
     values = [_world_value(spec, value.name) for value in spec.values]
@@ -192,11 +192,9 @@ def _person_sentence(rng: np.random.Generator, world: World, person: Person, dom
 
 def _spec_sentence(rng: np.random.Generator, spec: Spec, liked: Preference, disliked: Preference) -> str:
     value = VALUES.get(liked.value) if liked.value and liked.value == disliked.value else None
+    kinds = grammar.EXPLAINED
     if value is None:
-        kinds = ("purchase", "rating", "dislike", "like")
-        value = next(iter(VALUES.values()))  # named by none of these kinds
-    else:
-        kinds = tuple(grammar.PREFERENCE_KINDS)
+        kinds, value = grammar.UNEXPLAINED, next(iter(VALUES.values()))  # named by none of these kinds
     return grammar.preference_sentence(rng, spec.model_name, value, liked.item, disliked.item, DEMONSTRATED, kinds)
 
 
