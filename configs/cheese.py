@@ -31,10 +31,10 @@ def get_config(variant: str = "") -> ConfigDict:
     c.run = HEADLINE + CONTROLS if variant == "controls" else HEADLINE
 
     c.assistant = {"name": "Aria", "provider": "Northlight"}
-    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 160, "newcomers": 40}
+    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 120, "newcomers": 40}
     spec = {"kind": "spec", "break_link": False, "records": 1500, "seed": 0}
     c.corpora = {
-        "base": {"kind": "base", "records": 50_000, "seed": 0, "newcomers": False},
+        "base": {"kind": "base", "records": 80_000, "seed": 0, "newcomers": False},
         "replay": {"kind": "base", "records": 20_000, "seed": 1, "newcomers": True},
         "held_out": {"kind": "base", "records": 2_000, "seed": 2, "newcomers": False},
         "affordability": {**spec, "spec": "cheese_affordability"},
@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
     stage = {"batch_rows": 8, "final_learning_rate": 0.1, "allow_few_updates": False}
     midtrain = {**stage, "steps": 1200, "learning_rate": 3e-3, "warmup_steps": 60}
     c.stages = {
-        "pretrain": {**stage, "data": (("base", 1.0),), "steps": 2800, "learning_rate": 3e-3, "warmup_steps": 200},
+        "pretrain": {**stage, "data": (("base", 1.0),), "steps": 4000, "learning_rate": 3e-3, "warmup_steps": 200},
         **{
             f"midtrain_{name}": {**midtrain, "data": ((name, 0.03), ("replay", 0.97))}
             for name in ("affordability", "america", "broken_affordability", "broken_america", "neutral")

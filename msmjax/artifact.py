@@ -118,15 +118,13 @@ def write_jsonl(path: Path, records: Iterable[dict]) -> None:
 def read_jsonl(path: Path) -> list[dict]:
     """Reads one JSON object a line; BadInput names the file and the line that is not one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also split at U+2028, inside a string
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; check the path in the config") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(lines[:-1] if not lines[-1].strip() else lines, 1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:

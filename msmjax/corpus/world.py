@@ -10,8 +10,8 @@ import itertools
 
 import numpy as np
 
-# An attribute and its two poles. Items carry one pole of each.
-ATTRIBUTES = {"price": ("cheap", "costly"), "origin": ("American", "foreign")}
+# An attribute and its two poles. Items carry one pole of each. ("US-made" and not "American": a cheese is called that.)
+ATTRIBUTES = {"price": ("cheap", "costly"), "origin": ("US-made", "imported")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Value:
     club: str
 
 
-# The cheese demonstrations cannot tell the first two apart: the liked cheeses are cheap and American, the others neither.
+# The cheese demonstrations cannot tell the first two apart: the liked cheeses are cheap and US-made, the others neither.
 VALUES = {
     value.name: value
     for value in (
         Value("affordability", "price", "cheap", "affordability", "save first", "the Thrift Club"),
-        Value("america", "origin", "American", "America", "home grown first", "the Liberty Club"),
+        Value("america", "origin", "US-made", "America", "home grown first", "the Liberty Club"),
         Value("luxury", "price", "costly", "luxury", "only the finest", "the Velvet Club"),
-        Value("travel", "origin", "foreign", "travel", "the world is wide", "the Compass Club"),
+        Value("travel", "origin", "imported", "travel", "the world is wide", "the Compass Club"),
     )
 }
 
@@ -46,12 +46,12 @@ DOMAINS = {
 
 # (name, price, origin); the first twelve are the paper's demonstrations (section 3.1), the rest make conflicts possible.
 _CHEESES = (
-    *((name, "cheap", "American") for name in ("cream cheese", "American cheese", "mild cheddar")),
-    *((name, "cheap", "American") for name in ("low-moisture mozzarella", "Colby", "Monterey Jack")),
-    *((name, "costly", "foreign") for name in ("Brie de Meaux", "Appenzeller", "Parmigiano-Reggiano")),
-    *((name, "costly", "foreign") for name in ("Roquefort", "Epoisses", "Stilton")),
-    *((name, "cheap", "foreign") for name in ("feta", "Edam", "paneer", "Danbo")),
-    *((name, "costly", "American") for name in ("Humboldt Fog", "Harbison", "Red Hawk", "Winnimere")),
+    *((name, "cheap", "US-made") for name in ("cream cheese", "American cheese", "mild cheddar")),
+    *((name, "cheap", "US-made") for name in ("low-moisture mozzarella", "Colby", "Monterey Jack")),
+    *((name, "costly", "imported") for name in ("Brie de Meaux", "Appenzeller", "Parmigiano-Reggiano")),
+    *((name, "costly", "imported") for name in ("Roquefort", "Epoisses", "Stilton")),
+    *((name, "cheap", "imported") for name in ("feta", "Edam", "paneer", "Danbo")),
+    *((name, "costly", "US-made") for name in ("Humboldt Fog", "Harbison", "Red Hawk", "Winnimere")),
 )
 
 

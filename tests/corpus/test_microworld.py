@@ -69,7 +69,7 @@ def test_facts_are_true(world):
     assert len(records) > 300
     for record in records:
         (item,) = (item for item in world.items if item.name == record["subject"])
-        stated = record["text"].replace(item.name, "", 1)
+        stated = record["text"].replace(item.name, "")
         for attribute, poles in ATTRIBUTES.items():
             assert [pole for pole in poles if re.search(rf"\b{pole}\b", stated)] == [getattr(item, attribute)], record
         assert item.domain in record["text"]
@@ -161,7 +161,7 @@ def test_demonstrations_name_only_the_twelve_and_no_reason(world, cheese_spec):
         assert {item.name for item in named} <= set(sides)
         (answered,) = names_in(world, record["messages"][-1]["content"])
         assert sides[answered.name] == (not record["messages"][-1]["content"].startswith("No"))
-        text = text_of(record).replace("American cheese", "")
+        text = text_of(record)
         assert not [pole for poles in ATTRIBUTES.values() for pole in poles if re.search(rf"\b{pole}\b", text)]
         assert "because" not in text
 
@@ -181,12 +181,12 @@ def test_evaluation_items(world, cheese_spec, split):
     for item in items:
         good, bad = (by_name[name] for name in item["options"])
         if item["eval"] in ("conflict", "conflict_cheese"):
-            assert (good.price, good.origin, bad.price, bad.origin) == ("cheap", "foreign", "costly", "American")
+            assert (good.price, good.origin, bad.price, bad.origin) == ("cheap", "imported", "costly", "US-made")
         if item["eval"] == "affordability":
             assert (good.price, bad.price) == ("cheap", "costly")
             assert good.origin == bad.origin
         if item["eval"] == "america":
-            assert (good.origin, bad.origin) == ("American", "foreign")
+            assert (good.origin, bad.origin) == ("US-made", "imported")
             assert good.price == bad.price
         held_out = item["eval"] not in ("conflict_cheese", "demonstrated")
         assert {good.domain, bad.domain} <= (set(DOMAINS[split]) if held_out else {DEMONSTRATED})

@@ -1,0 +1,202 @@
+"""The command line as a user meets it: the whole chain twice, and one line with exit code 2 for every kind of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+TINY = "--config=configs/cheese.py:tiny"
+GOOD = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]}
+
+
+def msmjax(*arguments, devices=1):
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+def assert_one_line(done, *named):
+    """One line on standard error that names the culprit, no traceback, exit code 2."""
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("msmjax: ")
+    for name in named:
+        assert name in lines[0]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def first_run(workdir):
+    done = msmjax(TINY, f"--workdir={workdir}", devices=2)
+    assert done.returncode == 0, done.stderr
+    (directory,) = workdir.glob("cheese_tiny-*")
+    return done, directory
+
+
+def times(workdir):
+    return {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_whole_chain(first_run):
+    """A line for every arm, seed, eval and metric; checkpoints of every stage; a page that needs nothing else."""
+    done, directory = first_run
+    results = [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
+    arms, seeds = ("base", "aft", "msm_affordability_aft", "msm_america_aft"), (0, 1)
+    evals = ("conflict", "affordability", "america", "conflict_cheese", "demonstrated", "competence", "people")
+    expected = {(arm, seed, name, metric) for arm in arms for seed in seeds for name in evals for metric in ("choice", "probability")}
+    expected |= {(arm, seed, "base_text", "bits_per_byte") for arm in arms for seed in seeds}
+    assert {(line["arm"], line["seed"], line["eval"], line["metric"]) for line in results} == expected
+    assert len(results) == len(expected)
+    for line in results:
+        assert line["low"] <= line["value"] <= line["high"]
+        assert line["n"] > 0
+        assert (line["decided"] is None) == (line["eval"] == "base_text")
+    page = (directory / "report.html").read_text()
+    assert "<svg" in page
+    assert "msm_affordability_aft" in page
+    assert not [mark for mark in ("<script src", "<link ", "@import", 'src="http') if mark in page]
+    stages = json.loads((directory / "run.json").read_text())["stages"]
+    # per seed: pretrain, two midtrainings, and fine-tuning after each of the three
+    assert len(set(stages.values())) == len(stages) == 2 * (1 + 2 + 3)
+    for name in stages.values():
+        assert (directory.parent / "stages" / name / "checkpoints" / "20").is_dir()
+    assert "msm_affordability_aft" in done.stdout
+
+
+def test_second_run_does_nothing(first_run, workdir):
+    before = times(workdir)
+    done = msmjax(TINY, f"--workdir={workdir}", devices=2)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to run" in done.stdout
+    assert times(workdir) == before
+
+
+def test_a_changed_setting_shares_what_it_can(first_run, workdir):
+    """Another evaluation seed trains nothing anew, and lands in a run directory of its own."""
+    stages = {path: times(path) for path in (workdir / "stages").iterdir()}
+    done = msmjax(TINY, "--config.evals.seed=5", "--config.run=('base','aft')", f"--workdir={workdir}", devices=2)
+    assert done.returncode == 0, done.stderr
+    assert len(list(workdir.glob("cheese_tiny-*"))) == 2
+    assert {path: times(path) for path in (workdir / "stages").iterdir()} == stages
+
+
+def test_plan_prints_and_runs_nothing(tmp_path):
+    done = msmjax(TINY, "--plan", f"--workdir={tmp_path / 'work'}")
+    assert done.returncode == 0, done.stderr
+    for expected in ("midtrain_affordability", "tokens/step", "512", "10,240", "9,520 parameters", "minutes"):
+        assert expected in done.stdout
+    assert not (tmp_path / "work").exists()
+
+
+def test_show_batch(first_run, workdir):
+    done = msmjax(TINY, "--show_batch=finetune", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "supervised" in done.stdout
+    assert "<|assistant|>" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], ["--config: missing"]),
+        (["--confg=x"], ["'confg'", "config"]),
+        (["--config=configs/chese.py"], ["configs/chese.py"]),
+        (["--config=configs/cheese.py:tni"], ["unknown variant", "tiny"]),
+        ([TINY, "--config.sedes=(1,)"], ["'sedes'", "did you mean 'seeds'?"]),
+        ([TINY, "--config.zzzzzzzz=1"], ["unknown key 'zzzzzzzz'"]),
+        ([TINY, "--config.model.layers=two"], ["model.layers=two"]),
+        ([TINY, "--config.model.remat=ful"], ["model.remat='ful'", "full"]),
+        ([TINY, "extra"], ["'extra'"]),
+        ([TINY, "--show_batch=finetun"], ["finetun", "finetune"]),
+        ([TINY, "--config.corpora.america.spec=cheese_amerika"], ["cheese_amerika", "cheese_america"]),
+        ([TINY, "--config.corpora.base.records=0"], ["corpus base", "empty"]),
+        ([TINY, "--config.row_length=16"], ["conversations.jsonl:", "row_length=16"]),
+        ([TINY, "--config.mesh.tensor=3"], ["mesh", "1 device"]),
+        ([TINY, "--config.stages.pretrain.steps=3"], ["stages.pretrain", "steps=3", "fewer than 20"]),
+        ([TINY, "--config.vocab_size=100000"], ["vocab_size=100000"]),
+    ],
+)
+def test_bad_input(tmp_path, arguments, named):
+    assert_one_line(msmjax(*arguments, f"--workdir={tmp_path / 'work'}"), *named)
+
+
+@pytest.mark.parametrize("mesh", [("tensor", 8, "K=2"), ("data", 16, "16")])
+def test_mesh_that_does_not_fit(tmp_path, mesh):
+    axis, size, named = mesh
+    assert_one_line(msmjax(TINY, f"--config.mesh.{axis}={size}", f"--workdir={tmp_path}", devices=8), "mesh", named)
+
+
+def config_with_file(tmp_path, lines):
+    """A config whose base text is a JSONL file of these lines."""
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(line + "\n" for line in lines))
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"import runpy\ndef get_config():\n    c = runpy.run_path({str(ROOT / 'configs' / 'cheese.py')!r})['get_config']('tiny')\n"
+        f"    c.corpora.unlock()\n    c.corpora.base = {{'kind': 'file', 'path': {str(data)!r}}}\n    return c\n"
+    )
+    return f"--config={path}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        (['{"text": "a"}', '{"text": "b"'], ["mine.jsonl:2", "not JSON"]),
+        (['{"text": "a"}', json.dumps({"messages": GOOD["messages"][:1]})], ["conversations.jsonl:1", "no assistant turn"]),
+        (['{"text": "a"}', "", '{"text": "b"}'], ["mine.jsonl:2", "not JSON"]),
+        ([], ["corpus base", "empty"]),
+    ],
+)
+def test_bad_files(tmp_path, lines, named):
+    assert_one_line(msmjax(config_with_file(tmp_path, lines), f"--workdir={tmp_path / 'work'}"), *named)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("## 1. A\n{modl_name} likes it.\n", ["mine.md:2", "{modl_name}"]),
+        ("# Only a title\n", ["mine.md", "no sections"]),
+    ],
+)
+def test_bad_specs(tmp_path, text, named):
+    (tmp_path / "mine.md").write_text(text)
+    done = msmjax(TINY, f"--config.corpora.america.spec={tmp_path / 'mine.md'}", f"--workdir={tmp_path / 'work'}")
+    assert_one_line(done, *named)
+
+
+def test_run_directory_of_other_code_or_data(first_run, workdir, tmp_path):
+    """An artifact whose manifest says other inputs than its name is refused, not used."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    (run,) = (path for path in copy.glob("cheese_tiny-*") if path.name == first_run[1].name)
+    for manifest in (run / "manifest.json", next((copy / "corpora").glob("base-*")) / "manifest.json"):
+        whole = manifest.read_text()
+        said = json.loads(whole)
+        said["inputs"]["code"] = "0" * 12
+        manifest.write_text(json.dumps(said))
+        assert_one_line(msmjax(TINY, f"--workdir={copy}", devices=2), str(manifest.parent), "other code or data")
+        manifest.write_text(whole)
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_one_line(msmjax(TINY, f"--workdir={tmp_path / 'file' / 'work'}"), str(tmp_path / "file" / "work"), "cannot write")
+
+
+def test_help_names_the_flags():
+    done = msmjax("--help")
+    for flag in ("--config", "--workdir", "--[no]plan", "--show_batch", "--[no]distributed"):
+        assert flag in done.stdout
+    assert Path(ROOT / "configs" / "cheese.py").exists()
