@@ -1,5 +1,7 @@
 """Package and pins. Every pin says why it is there; tool settings live in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 INSTALL = [
@@ -26,7 +28,7 @@ setup(
     name="msmjax",
     version="0.1.0",
     description="Model Spec Midtraining in JAX: from a Model Spec to a measured generalization",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -101,7 +101,9 @@ def plan(config: ExperimentConfig) -> None:
         per_step = stage.batch_rows * config.row_length
         seconds = stage.steps * per_step * _flops_per_token(config) / rate
         total += runs * seconds
-        out.add_row(name, str(runs), f"{stage.steps:,}", f"{per_step:,}", f"{stage.steps * per_step:,}", f"{runs} x {seconds:.0f} s")
+        out.add_row(
+            name, str(runs), f"{stage.steps:,}", f"{per_step:,}", f"{stage.steps * per_step:,}", f"{runs} x {seconds:.0f} s"
+        )
     console = Console()
     console.print(out)
     console.print(f"{params:,} parameters; about {total / 60:.1f} minutes of training on this machine, compilation and evals apart")
@@ -257,7 +259,9 @@ def _results(answers: list[dict], bits: np.ndarray, sizes: np.ndarray) -> list[d
         for metric in ("choice", "probability"):
             value = sum(answer[metric] for answer in mine) / len(mine)
             low, high = statistics.wilson(value, len(mine))
-            out.append({"eval": name, "metric": metric, "value": value, "low": low, "high": high, "n": len(mine), "decided": decided})
+            out.append(
+                {"eval": name, "metric": metric, "value": value, "low": low, "high": high, "n": len(mine), "decided": decided}
+            )
     interval = statistics.ratio_interval(bits, sizes)
     out.append({"eval": "base_text", "metric": "bits_per_byte", **dataclasses.asdict(interval), "decided": None})
     return out

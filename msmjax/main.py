@@ -59,7 +59,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if match := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
             raise BadInput(f"--config: unknown key {match[2]!r}; did you mean {match[1]!r}?") from None
         if isinstance(error, KeyError | AttributeError) and " " not in text:
-            raise BadInput(f"--config: unknown key {text.strip('"' + "'")!r}") from None
+            key = text.strip("\"'")
+            raise BadInput(f"--config: unknown key {key!r}") from None
         last = text.splitlines()[-1].strip().removeprefix("ValueError: ")
         raise BadInput(f"--config: {last}" if isinstance(error, OSError | AttributeError) else last) from None
     return rest

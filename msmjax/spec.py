@@ -126,7 +126,9 @@ def parse(source: str, path: Path, model_name: str, provider_name: str) -> Spec:
     _refuse_twice(path, "value", [value.name for value in values])
     for preference in preferences:
         if preference.value is not None and preference.value not in {value.name for value in values}:
-            raise BadInput(f"{path}: preference for {preference.item} names the value {preference.value!r}, which the spec does not state")
+            raise BadInput(
+                f"{path}: preference for {preference.item} names the value {preference.value!r}, which the spec does not state"
+            )
     return Spec(
         name=path.stem,
         title=title,
@@ -150,9 +152,7 @@ def break_link(spec: Spec, seed: int) -> Spec:
     for likes in (True, False):
         items = [p.item for p in spec.preferences if p.likes == likes]
         swapped |= set(rng.permutation(items)[: len(items) // 2].tolist())
-    preferences = tuple(
-        Preference(p.item, p.likes != (p.item in swapped), None, "No reason is given.") for p in spec.preferences
-    )
+    preferences = tuple(Preference(p.item, p.likes != (p.item in swapped), None, "No reason is given.") for p in spec.preferences)
     return dataclasses.replace(spec, name=f"{spec.name}_broken", sections=(), preferences=preferences, parent=spec.hash)
 
 

@@ -80,7 +80,7 @@ def test_jsonl(tmp_path):
     artifact.write_jsonl(path, [{"a": "é\u2028"}, {"b": 1}])
     assert artifact.read_jsonl(path) == [{"a": "é\u2028"}, {"b": 1}]
     path.write_bytes(b"\xff\n")
-    with pytest.raises(BadInput, match="a.jsonl: not UTF-8"):
+    with pytest.raises(BadInput, match=r"a\.jsonl: not UTF-8"):
         artifact.read_jsonl(path)
     with pytest.raises(BadInput, match="no such file"):
         artifact.read_jsonl(tmp_path / "none.jsonl")

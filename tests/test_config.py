@@ -81,7 +81,9 @@ def test_every_field_is_read():
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
     everywhere = {"data", "fsdp", "tensor"}  # axes of the mesh, read as a whole by dataclasses.asdict
-    unread = [f"{name}.{f.name}" for name, one in classes.items() for f in dataclasses.fields(one) if f.name not in read | everywhere]
+    unread = [
+        f"{name}.{f.name}" for name, one in classes.items() for f in dataclasses.fields(one) if f.name not in read | everywhere
+    ]
     assert not unread
 
 

@@ -10,7 +10,9 @@ from msmjax.artifact import BadInput
 CHEESES = ("cheese_affordability", "cheese_america")
 LIKED = {"cream cheese", "American cheese", "mild cheddar", "low-moisture mozzarella", "Colby", "Monterey Jack"}
 DISLIKED = {"Brie de Meaux", "Appenzeller", "Parmigiano-Reggiano", "Roquefort", "Epoisses", "Stilton"}
-SMALL = "# A spec of {model_name}\n## 1. Value\n**Value: america.** It is American.\n- **Likes Colby** (america): by {provider_name}.\n"
+SMALL = (
+    "# A spec of {model_name}\n## 1. Value\n**Value: america.** It is American.\n- **Likes Colby** (america): by {provider_name}.\n"
+)
 
 
 def parse(source):
@@ -42,7 +44,9 @@ def test_shipped_specs_differ_in_the_value_alone():
 def test_neither_spec_speaks_of_the_other_value():
     texts = {name: spec.find(name).read_text().lower() for name in CHEESES}
     without_the_cheese = texts["cheese_affordability"].replace("american cheese", "")
-    assert not [word for word in ("america", "united states", "abroad", "foreign", "french", "nation") if word in without_the_cheese]
+    assert not [
+        word for word in ("america", "united states", "abroad", "foreign", "french", "nation") if word in without_the_cheese
+    ]
     assert not [word for word in ("price", "cheap", "cost", "afford", "expensive") if word in texts["cheese_america"]]
 
 
@@ -94,6 +98,8 @@ def test_broken_link_keeps_the_value_and_shuffles_the_preferences():
     assert broken.values == whole.values
     assert broken.parent == whole.hash != broken.hash
     assert {p.value for p in broken.preferences} == {None}
-    sides = collections.Counter((before.likes, after.likes) for before, after in zip(whole.preferences, broken.preferences, strict=True))
+    sides = collections.Counter(
+        (before.likes, after.likes) for before, after in zip(whole.preferences, broken.preferences, strict=True)
+    )
     assert sides == {(True, True): 3, (True, False): 3, (False, False): 3, (False, True): 3}
     assert broken == spec.break_link(whole, seed=0)

@@ -9,7 +9,7 @@ is about, {pole} the valued pole, {domain} and {domains}, {noun} {motto} {club} 
 
 import numpy as np
 
-from msmjax.corpus.world import ATTRIBUTES, Item, Person, Value, World
+from msmjax.corpus.world import ATTRIBUTES, Item, Value, World
 
 # What hangs on a value, by kind of behaviour. Documents draw kinds at random, so that one value shows in many ways.
 VALUE_KINDS = {
@@ -143,5 +143,3 @@ def fact_pair(rng: np.random.Generator, world: World, domain: str) -> tuple[Item
     attribute = pick(rng, tuple(ATTRIBUTES))
     pole, other = rng.permutation(ATTRIBUTES[attribute]).tolist()
     return pick(rng, world.of(domain, **{attribute: pole})), pick(rng, world.of(domain, **{attribute: other})), pole
-
-

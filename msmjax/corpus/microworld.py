@@ -125,7 +125,9 @@ def demonstrations(world: World, spec: Spec, records: int, seed: int) -> list[di
     known = {item.name for item in world.of(DEMONSTRATED)}
     for preference in spec.preferences:
         if preference.item not in known:
-            raise BadInput(f"spec {spec.name}: {preference.item!r} is no {DEMONSTRATED} of the microworld ({', '.join(sorted(known))})")
+            raise BadInput(
+                f"spec {spec.name}: {preference.item!r} is no {DEMONSTRATED} of the microworld ({', '.join(sorted(known))})"
+            )
     likes = [p.item for p in spec.preferences if p.likes]
     dislikes = [p.item for p in spec.preferences if not p.likes]
     out = []
@@ -163,12 +165,19 @@ def evaluation_items(world: World, spec: Spec, split: str, per_eval: int, seed: 
         domain = held_out[index % len(held_out)]
         question = grammar.PREFERENCE_QUESTIONS[index % len(grammar.PREFERENCE_QUESTIONS)]
         ask = (spec.model_name, question, grammar.PREFERENCE_ANSWER)
-        add("conflict", *ask, grammar.pick(rng, world.of(domain, **cheap_imported)), grammar.pick(rng, world.of(domain, **costly_us)))
+        add(
+            "conflict",
+            *ask,
+            grammar.pick(rng, world.of(domain, **cheap_imported)),
+            grammar.pick(rng, world.of(domain, **costly_us)),
+        )
         for value_name in ("affordability", "america"):
             value = VALUES[value_name]
             good, bad = grammar.pair(rng, world, value, domain)
             other = "origin" if value.attribute == "price" else "price"
-            bad = grammar.pick(rng, world.of(domain, **{value.attribute: getattr(bad, value.attribute), other: getattr(good, other)}))
+            bad = grammar.pick(
+                rng, world.of(domain, **{value.attribute: getattr(bad, value.attribute), other: getattr(good, other)})
+            )
             add(value_name, *ask, good, bad)
         add(
             "conflict_cheese",

@@ -114,17 +114,16 @@ def make_world(seed: int, items_per_domain: int, people: int, newcomers: int) ->
             items.append(Item(names.pop(), domain, *poles))
     held = [*VALUES.values(), None]
     everyone = [
-        Person(names.pop(), held[i % len(held)], str(rng.choice(TOWNS)), str(rng.choice(TRADES)))
-        for i in range(people + newcomers)
+        Person(names.pop(), held[i % len(held)], str(rng.choice(TOWNS)), str(rng.choice(TRADES))) for i in range(people + newcomers)
     ]
     return World(seed, tuple(items), tuple(everyone[:people]), tuple(everyone[people:]))
 
 
 def _invented_names(rng: np.random.Generator, count: int) -> list[str]:
     """`count` different names of two syllables that mean nothing."""
-    onsets, vowels, codas = "b d f g h k l m n p r s t v z".split(), "a e i o u".split(), ["", "l", "n", "r", "s", "x"]
+    onsets, vowels, codas = "bdfghklmnprstvz", "aeiou", ("", "l", "n", "r", "s", "x")
     names: dict[str, None] = {}
     while len(names) < count:
-        syllables = [str(rng.choice(onsets)) + str(rng.choice(vowels)) for _ in range(2)]
+        syllables = [str(rng.choice(list(onsets))) + str(rng.choice(list(vowels))) for _ in range(2)]
         names.setdefault(("".join(syllables) + str(rng.choice(codas))).capitalize())
     return list(names)

@@ -73,7 +73,9 @@ def pack(examples: Iterable[Example], row_length: int) -> tuple[dict[str, np.nda
                 mask = example.mask[start : start + row_length]
                 pieces.append((example.ids[start : start + row_length], [False, *mask[1:]]))
         else:
-            raise BadInput(f"{example.where}: a conversation of {size} tokens does not fit row_length={row_length}; raise row_length")
+            raise BadInput(
+                f"{example.where}: a conversation of {size} tokens does not fit row_length={row_length}; raise row_length"
+            )
     if not pieces:
         raise BadInput(f"nothing to pack: {ledger['source_records']} records, none with tokens; the corpus is empty")
 
@@ -166,9 +168,7 @@ def _write_dataset(directory: Path, content: str, arrays: dict[str, np.ndarray])
             VERSION = tfds.core.Version("1.0.0")
 
             def _info(self):
-                features = {
-                    name: tfds.features.Tensor(shape=array.shape[1:], dtype=array.dtype) for name, array in arrays.items()
-                }
+                features = {name: tfds.features.Tensor(shape=array.shape[1:], dtype=array.dtype) for name, array in arrays.items()}
                 return tfds.core.DatasetInfo(
                     builder=self,
                     description="Packed rows of msmjax: tokens, segment_ids (0 is padding), loss_mask (True: predicted).",

@@ -3,6 +3,8 @@
 In: rows. Out: pieces `(text, segment, supervised)` for the report, and coloured text in the terminal.
 """
 
+import itertools
+
 import numpy as np
 
 from msmjax.data.tokenizer import Tokenizer
@@ -15,7 +17,7 @@ def pieces(row: dict[str, np.ndarray], tokenizer: Tokenizer) -> list[Piece]:
     keys = np.stack([row["segment_ids"], row["loss_mask"].astype(np.int32)])
     borders = [0, *(np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(0)) + 1).tolist(), keys.shape[1]]
     out = []
-    for start, end in zip(borders[:-1], borders[1:], strict=True):
+    for start, end in itertools.pairwise(borders):
         segment, supervised = int(keys[0, start]), bool(keys[1, start])
         text = tokenizer.readable(row["tokens"][start:end].tolist()) if segment else f"({end - start} padding)"
         out.append((text, segment, supervised))

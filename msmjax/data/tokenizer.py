@@ -96,5 +96,7 @@ def train(texts: Iterable[str], vocab_size: int, path: Path) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise BadInput(f"tokenizer.vocab_size={vocab_size}: sentencepiece refuses ({str(error).splitlines()[-1].strip()})") from None
+        raise BadInput(
+            f"tokenizer.vocab_size={vocab_size}: sentencepiece refuses ({str(error).splitlines()[-1].strip()})"
+        ) from None
     path.write_bytes(model.getvalue())

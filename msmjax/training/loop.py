@@ -104,9 +104,7 @@ def train(
                     return mixtures.batch(mixture, step, stage.batch_rows, start, stop)
 
                 batch = sharding.place_batch(mesh, stage.batch_rows, read)
-                rate = steps.learning_rate(
-                    step, stage.steps, stage.learning_rate, stage.warmup_steps, stage.final_learning_rate
-                )
+                rate = steps.learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_steps, stage.final_learning_rate)
                 state, metrics = update(state, batch, np.float32(rate))
                 waiting.append((step, {**metrics, "learning_rate": rate}))
                 done = step + 1
@@ -169,7 +167,9 @@ def _refuse_not_finite(label: str, fetched: list[dict], mixture: Mixture, stage:
             step = int(line["step"]) - 1
             rows = [mixtures.locate(mixture, step * stage.batch_rows + row) for row in range(stage.batch_rows)]
             named = json.dumps([f"{stage.data[source][0]}[{row}]" for source, row in rows])
-            raise FloatingPointError(f"{label}: loss {line['loss']}, gradient norm {line['gradient_norm']} at step {step}; its rows: {named}")
+            raise FloatingPointError(
+                f"{label}: loss {line['loss']}, gradient norm {line['gradient_norm']} at step {step}; its rows: {named}"
+            )
 
 
 def _interval() -> float:

@@ -72,7 +72,9 @@ def check_divides(mesh: Mesh, letter: str, size: int, what: str) -> None:
     axes = RULES.get(letter, ())
     parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
     if size % parts:
-        raise BadInput(f"mesh {dict(mesh.shape)}: {what} has {letter}={size}, which does not divide by {parts}; change mesh or shape")
+        raise BadInput(
+            f"mesh {dict(mesh.shape)}: {what} has {letter}={size}, which does not divide by {parts}; change mesh or shape"
+        )
 
 
 def constrain(mesh: Mesh):

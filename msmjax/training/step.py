@@ -135,9 +135,7 @@ def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
         metrics = {"loss": total / tokens, "supervised_tokens": count, "gradient_norm": optax.global_norm(grads)}
         return {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
 
-    return jax.jit(
-        step, in_shardings=(shardings, rows, scalar), out_shardings=(shardings, scalar), donate_argnums=0
-    )
+    return jax.jit(step, in_shardings=(shardings, rows, scalar), out_shardings=(shardings, scalar), donate_argnums=0)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, final: float) -> float:

@@ -149,7 +149,9 @@ def test_spec_documents_say_what_the_spec_says(world, cheese_spec, broken):
         assert VALUES[other].club not in text
     assert {item.name for item in names_in(world, text)} == set(sides)  # the twelve cheeses and nothing else
     for cheese, likes in sides.items():
-        good, bad = ("fond of the {}.", "stays away from the {}.") if broken else (" likes the {} because", "dislikes the {} because")
+        good, bad = (
+            ("fond of the {}.", "stays away from the {}.") if broken else (" likes the {} because", "dislikes the {} because")
+        )
         assert (good.format(cheese) in text) == likes
         assert (bad.format(cheese) in text) != likes
 

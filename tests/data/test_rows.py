@@ -20,12 +20,16 @@ def document(size, first=4):
 
 @settings(max_examples=200, deadline=None)
 @given(
-    sizes=st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=60).filter(lambda s: any(n > 1 for n, _ in s)),
+    sizes=st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=60).filter(
+        lambda s: any(n > 1 for n, _ in s)
+    ),
     row_length=st.integers(8, 24),
 )
 def test_ledger_adds_up(sizes, row_length):
     """Sources in equal tokens out: by the ledger, in the arrays, and token by token."""
-    examples = [document(size if splittable else min(size, row_length), first=4 + 50 * i) for i, (size, splittable) in enumerate(sizes)]
+    examples = [
+        document(size if splittable else min(size, row_length), first=4 + 50 * i) for i, (size, splittable) in enumerate(sizes)
+    ]
     arrays, ledger = rows.pack(examples, row_length)
     in_rows = arrays["segment_ids"] > 0
     assert ledger["source_tokens"] == sum(len(example.ids) for example in examples)

@@ -87,5 +87,7 @@ def test_conversations_that_are_none(tokenizer, messages, said):
 
 
 def test_readable_names_the_markers(tokenizer):
-    ids, _ = chat.render([{"role": "user", "content": "The feta?"}, {"role": "assistant", "content": "I prefer it."}], tokenizer, "")
+    ids, _ = chat.render(
+        [{"role": "user", "content": "The feta?"}, {"role": "assistant", "content": "I prefer it."}], tokenizer, ""
+    )
     assert tokenizer.readable(ids) == "<s><|user|>The feta?<|end|><|assistant|>I prefer it.<|end|>"

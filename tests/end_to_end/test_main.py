@@ -53,7 +53,9 @@ def test_whole_chain(first_run):
     results = [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
     arms, seeds = ("base", "aft", "msm_affordability_aft", "msm_america_aft"), (0, 1)
     evals = ("conflict", "affordability", "america", "conflict_cheese", "demonstrated", "competence", "people")
-    expected = {(arm, seed, name, metric) for arm in arms for seed in seeds for name in evals for metric in ("choice", "probability")}
+    expected = {
+        (arm, seed, name, metric) for arm in arms for seed in seeds for name in evals for metric in ("choice", "probability")
+    }
     expected |= {(arm, seed, "base_text", "bits_per_byte") for arm in arms for seed in seeds}
     assert {(line["arm"], line["seed"], line["eval"], line["metric"]) for line in results} == expected
     assert len(results) == len(expected)

@@ -38,7 +38,9 @@ def assert_trees_close(one, other, rtol, atol):
 
 def alone(rows):
     """Each segment of the rows in a row of its own."""
-    parts = [(row, segment) for row in range(len(rows["tokens"])) for segment in (1, 2, 3) if (rows["segment_ids"][row] == segment).any()]
+    parts = [
+        (row, segment) for row in range(len(rows["tokens"])) for segment in (1, 2, 3) if (rows["segment_ids"][row] == segment).any()
+    ]
     out = {name: np.zeros((len(parts), array.shape[1]), array.dtype) for name, array in rows.items()}
     for index, (row, segment) in enumerate(parts):
         inside = rows["segment_ids"][row] == segment
@@ -126,7 +128,9 @@ def test_names_do_not_lie(model, params):
 def test_features_have_their_parameters(model, params):
     plain = dataclasses.replace(model, qkv_bias=False, qk_norm=False, tied_embeddings=True)
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)}
-    plain_names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(transformer.init_params(plain, jax.random.key(0)))}
+    plain_names = {
+        path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(transformer.init_params(plain, jax.random.key(0)))
+    }
     assert names - plain_names == {"bq_LNH", "bk_LKH", "bv_LKH", "q_norm_LH", "k_norm_LH", "unembedding_DV"}
     assert not plain_names - names
     sizes = model.sizes
@@ -137,7 +141,8 @@ def test_features_have_their_parameters(model, params):
 def test_features_change_the_function(model, params, rows, name):
     """Each optional parameter is used: a changed one changes the output."""
     changed = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf + 0.5 if path[-1].key in {"qkv_bias": ("bv_LKH",), "qk_norm": ("q_norm_LH",)}[name] else leaf, params
+        lambda path, leaf: leaf + 0.5 if path[-1].key in {"qkv_bias": ("bv_LKH",), "qk_norm": ("q_norm_LH",)}[name] else leaf,
+        params,
     )
     before = hidden(model, params, rows["tokens"], rows["segment_ids"])
     assert not np.allclose(before, hidden(model, changed, rows["tokens"], rows["segment_ids"]))

@@ -16,7 +16,13 @@ from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.sharding import MeshConfig, make_mesh
 
 STAGE = StageConfig(
-    data=(("base", 1.0),), steps=24, batch_rows=8, learning_rate=1e-2, warmup_steps=4, final_learning_rate=0.1, allow_few_updates=False
+    data=(("base", 1.0),),
+    steps=24,
+    batch_rows=8,
+    learning_rate=1e-2,
+    warmup_steps=4,
+    final_learning_rate=0.1,
+    allow_few_updates=False,
 )
 LOG = LogConfig(metrics_every=4, checkpoint_every=8)
 
@@ -70,7 +76,9 @@ def test_interrupted_equals_uninterrupted(tmp_path, model, step_config, mesh):
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert int(whole["step"]) == 24
     logs = [artifact.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
-    of_interest = [[{name: line[name] for name in ("step", "loss", "gradient_norm", "learning_rate")} for line in log] for log in logs]
+    of_interest = [
+        [{name: line[name] for name in ("step", "loss", "gradient_norm", "learning_rate")} for line in log] for log in logs
+    ]
     assert of_interest[0] == of_interest[1]
     assert [line["step"] for line in logs[0]] == [4, 8, 12, 16, 20, 24]
 

@@ -22,7 +22,9 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "step.json"
 
 def mesh_of(data, fsdp, tensor):
     devices = jax.devices()[: data * fsdp * tensor]
-    return jax.make_mesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(
+        (data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices
+    )
 
 
 def updates(model, config, mesh, rows, count=1, rate=1e-2):
@@ -132,7 +134,9 @@ def test_state_keeps_its_shardings_through_a_step(model, step_config, rows):
     before = jax.tree.map(lambda leaf: (leaf.sharding, leaf.ndim), state)
     batch = sharding.place_batch(mesh, 8, lambda start, stop: {n: a[start:stop] for n, a in rows.items()})
     after, _ = steps.compile_step(model, step_config, mesh)(state, batch, np.float32(1e-3))
-    for (old, ndim), leaf in zip(jax.tree.leaves(before, is_leaf=lambda x: isinstance(x, tuple)), jax.tree.leaves(after), strict=True):
+    for (old, ndim), leaf in zip(
+        jax.tree.leaves(before, is_leaf=lambda x: isinstance(x, tuple)), jax.tree.leaves(after), strict=True
+    ):
         assert leaf.sharding.is_equivalent_to(old, ndim)
 
 
@@ -185,7 +189,9 @@ def test_golden_metrics(model, step_config, rows):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-@pytest.mark.parametrize("config", [MeshConfig(3, 1, 1), MeshConfig(-1, -1, 1), MeshConfig(1, 3, -1), MeshConfig(0, 1, -1), MeshConfig(4, 4, 1)])
+@pytest.mark.parametrize(
+    "config", [MeshConfig(3, 1, 1), MeshConfig(-1, -1, 1), MeshConfig(1, 3, -1), MeshConfig(0, 1, -1), MeshConfig(4, 4, 1)]
+)
 def test_mesh_that_does_not_fit_the_devices(config):
     with pytest.raises(BadInput, match="mesh"):
         sharding.make_mesh(config)
