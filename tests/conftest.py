@@ -6,7 +6,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 import socket
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +17,6 @@ from msmjax.model.transformer import ModelConfig
 from msmjax.training.step import StepConfig
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ import ast
 import dataclasses
 import importlib.util
 import typing
+from pathlib import Path
 
 import jax
 import pytest
-from conftest import ROOT
 
 from msmjax import config
 from msmjax.artifact import BadInput
@@ -15,6 +15,7 @@ from msmjax.corpus import sources
 from msmjax.training import step as steps
 from msmjax.training.sharding import make_mesh
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 
 
@@ -35,7 +36,13 @@ def cheese(variant="tiny"):
     return module_of(ROOT / "configs" / "cheese.py").get_config(variant)
 
 
-@pytest.mark.parametrize(("path", "variant"), variants())
+def untyped(part, **changes):
+    """As if the file itself had said so: ml_collections checks types only where a value is overridden."""
+    with part.ignore_type():
+        part.update(**changes)
+
+
+@pytest.mark.parametrize(("path", "variant"), list(variants()))
 def test_every_config_loads_and_is_shape_evaluated(path, variant):
     frozen = config.from_config_dict(module_of(path).get_config(variant))
     abstract, _ = steps.state_shardings(frozen.model, frozen.optimizer, make_mesh(frozen.mesh))
@@ -92,8 +99,8 @@ def test_every_field_is_read():
     [
         (lambda c: c.model.update(remat="ful"), r"model\.remat='ful': unknown; one of none, full"),
         (lambda c: c.model.update(heads=3), r"model\.heads=3: must be a multiple of model\.kv_heads=2"),
-        (lambda c: c.model.update(heads="4"), r"model\.heads='4': must be of type int"),
-        (lambda c: c.model.update(heads=True), r"model\.heads=True: must be of type int"),
+        (lambda c: untyped(c.model, heads="4"), r"model\.heads='4': must be of type int"),
+        (lambda c: untyped(c.model, heads=True), r"model\.heads=True: must be of type int"),
         (lambda c: c.update(seeds=()), r"seeds=\(\): must be different whole numbers"),
         (lambda c: c.update(seeds=(1, 1)), r"seeds=\(1, 1\): must be different"),
         (lambda c: c.update(run=("bse",)), r"run: no arm 'bse'; did you mean 'base'\?"),

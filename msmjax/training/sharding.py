@@ -61,7 +61,7 @@ def tree_shardings(mesh: Mesh, abstract: object) -> object:
     def leaf_sharding(path, leaf):
         letters = letters_of(path) if leaf.ndim else ""
         for letter, size in zip(letters, leaf.shape, strict=True):
-            check_divides(mesh, letter, size, jax.tree_util.keystr(path))
+            check_divides(mesh, letter, size, path[-1].key)
         return NamedSharding(mesh, spec(letters))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract)

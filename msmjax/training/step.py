@@ -132,7 +132,7 @@ def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
         grads = jax.tree.map(lambda grad: grad / tokens, grads)
         updates, optimizer_state = transform.update(grads, state["optimizer"], params)
         params = jax.tree.map(lambda param, update: param - learning_rate * update, params, updates)
-        metrics = {"loss": total / tokens, "supervised_tokens": count, "gradient_norm": optax.global_norm(grads)}
+        metrics = {"loss": total / tokens, "supervised_tokens": count, "gradient_norm": optax.tree.norm(grads)}
         return {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
 
     return jax.jit(step, in_shardings=(shardings, rows, scalar), out_shardings=(shardings, scalar), donate_argnums=0)

@@ -131,12 +131,10 @@ def test_every_leaf_lives_where_its_letters_say(model, step_config):
 def test_state_keeps_its_shardings_through_a_step(model, step_config, rows):
     mesh = mesh_of(2, 2, 2)
     state = steps.compile_init(model, step_config, mesh)(jax.random.key(0))
-    before = jax.tree.map(lambda leaf: (leaf.sharding, leaf.ndim), state)
+    before = [(leaf.sharding, leaf.ndim) for leaf in jax.tree.leaves(state)]  # the step takes the state's memory over
     batch = sharding.place_batch(mesh, 8, lambda start, stop: {n: a[start:stop] for n, a in rows.items()})
     after, _ = steps.compile_step(model, step_config, mesh)(state, batch, np.float32(1e-3))
-    for (old, ndim), leaf in zip(
-        jax.tree.leaves(before, is_leaf=lambda x: isinstance(x, tuple)), jax.tree.leaves(after), strict=True
-    ):
+    for (old, ndim), leaf in zip(before, jax.tree.leaves(after), strict=True):
         assert leaf.sharding.is_equivalent_to(old, ndim)
 
 
@@ -202,5 +200,5 @@ def test_mesh_takes_all_devices_that_are_left():
 
 
 def test_mesh_that_does_not_fit_the_shapes(model, step_config):
-    with pytest.raises(BadInput, match=r"w[kv]_LDKH.*K=2.*divide by 4"):
+    with pytest.raises(BadInput, match=r"b[kv]_LKH has K=2, which does not divide by 4"):
         steps.state_shardings(model, step_config, mesh_of(1, 2, 4))
