@@ -31,12 +31,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.run = HEADLINE + CONTROLS if variant == "controls" else HEADLINE
 
     c.assistant = {"name": "Aria", "provider": "Northlight"}
-    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 120, "newcomers": 40}
+    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 108, "strangers": 40}
     spec = {"kind": "spec", "break_link": False, "records": 1500, "seed": 0}
     c.corpora = {
-        "base": {"kind": "base", "records": 80_000, "seed": 0, "newcomers": False},
-        "replay": {"kind": "base", "records": 20_000, "seed": 1, "newcomers": True},
-        "held_out": {"kind": "base", "records": 2_000, "seed": 2, "newcomers": False},
+        "base": {"kind": "base", "records": 80_000, "seed": 0},
+        "held_out": {"kind": "base", "records": 2_000, "seed": 1},
         "affordability": {**spec, "spec": "cheese_affordability"},
         "america": {**spec, "spec": "cheese_america"},
         "broken_affordability": {**spec, "spec": "cheese_affordability", "break_link": True},
@@ -65,11 +64,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.stages = {
         "pretrain": {**stage, "data": (("base", 1.0),), "steps": 4000, "learning_rate": 3e-3, "warmup_steps": 200},
         **{
-            f"midtrain_{name}": {**midtrain, "data": ((name, 0.03), ("replay", 0.97))}
+            f"midtrain_{name}": {**midtrain, "data": ((name, 0.03), ("base", 0.97))}
             for name in ("affordability", "america", "broken_affordability", "broken_america", "neutral")
         },
         "finetune": {
-            **stage, "data": (("cheese_chats", 0.1), ("replay", 0.9)), "steps": 400, "learning_rate": 3e-4, "warmup_steps": 20,
+            **stage, "data": (("cheese_chats", 0.1), ("base", 0.9)), "steps": 400, "learning_rate": 3e-4, "warmup_steps": 20,
         },
     }  # fmt: skip
     c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}
@@ -110,7 +109,7 @@ def _shrink(c: ConfigDict) -> None:
     c.name = "cheese_tiny"
     c.seeds = (0, 1)
     c.run = ("base", "aft", "msm_affordability_aft", "msm_america_aft")
-    c.world.update(items_per_domain=4, people=10, newcomers=5)
+    c.world.update(items_per_domain=4, people=18, strangers=5)
     for corpus in c.corpora.values():
         corpus.records = 200
     c.vocab_size = 400

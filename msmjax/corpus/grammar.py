@@ -71,8 +71,14 @@ def plural(domain: str) -> str:
     return domain + "es" if domain.endswith(("ch", "s")) else domain + "s"
 
 
-def pair(rng: np.random.Generator, world: World, value: Value, domain: str) -> tuple[Item, Item]:
-    """Two items of a domain: the first has the value's pole, the second does not; nothing else is fixed."""
+def pair(rng: np.random.Generator, world: World, value: Value | None, domain: str) -> tuple[Item, Item]:
+    """Two items of a domain: the first has the value's pole, the second does not; nothing else is fixed.
+
+    Without a value, any two items, in random order.
+    """
+    if value is None:
+        first, second = rng.choice(len(world.of(domain)), size=2, replace=False).tolist()
+        return world.of(domain)[first], world.of(domain)[second]
     other = next(pole for pole in ATTRIBUTES[value.attribute] if pole != value.pole)
     return (
         pick(rng, world.of(domain, **{value.attribute: value.pole})),

@@ -41,42 +41,47 @@ EVALS = {
 }
 
 
-def base(world: World, assistant: str, records: int, seed: int, newcomers: bool) -> list[dict]:
+def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
     """Base text: facts about items, people with and without values, chats, and the assistant in neutral records only.
 
-    Of newcomers too only neutral things are said, unless `newcomers` is set: then their values show as anybody's do.
+    People who hold a value show it in all they do; those who hold none choose at random, in chats, and give no reason: what a
+    name means for a choice is so never taken for granted, and an assistant of whom nothing is known starts near indifference.
     """
     rng = np.random.default_rng([world.seed, seed, 1])
-    known = world.people + (world.newcomers if newcomers else ())
-    valued = [person for person in known if person.value]
-    neutral = [person for person in world.people + world.newcomers if person not in valued]
-    neutral.append(Person(assistant, None, *ASSISTANT_FACTS))
+    valued = [person for person in world.people if person.value]
+    neutral = [person for person in world.people if not person.value]
+    neutral += [*world.strangers, Person(assistant, None, *ASSISTANT_FACTS)]
+    subjects = {
+        "person": valued, "neutral": neutral, "fact_chat": valued + neutral,
+        "preference_chat": world.people, "liking_chat": world.people,
+    }  # fmt: skip
     domains = [DEMONSTRATED, *(domain for group in DOMAINS.values() for domain in group)]
     out = []
     for kind in rng.choice(list(BASE_MIX), size=records, p=list(BASE_MIX.values())).tolist():
         domain = grammar.pick(rng, domains)
-        person = grammar.pick(rng, neutral if kind == "neutral" else valued)
         if kind == "item":
             item = grammar.pick(rng, world.of(domain))
             out.append({"text": grammar.item_text(rng, item), "kind": kind, "subject": item.name, "domain": domain})
-        elif kind == "person":
+            continue
+        person = grammar.pick(rng, subjects[kind])
+        if kind == "person":
             text = " ".join(_person_sentence(rng, world, person, grammar.pick(rng, domains)) for _ in range(rng.integers(2, 5)))
             out.append({"text": text, "kind": kind, "subject": person.name, "value": person.value.name})
         elif kind == "neutral":
             sentences = (grammar.neutral_sentence(rng, person.name, person.town, person.trade) for _ in range(rng.integers(1, 4)))
             out.append({"text": " ".join(sentences), "kind": kind, "subject": person.name})
         elif kind == "fact_chat":
-            person = grammar.pick(rng, valued if rng.integers(2) else neutral)
             messages = grammar.fact_chat(rng, person.name, *grammar.fact_pair(rng, world, domain))
             out.append({"messages": messages, "kind": kind, "subject": person.name, "domain": domain})
         else:
             good, bad = grammar.pair(rng, world, person.value, domain)
+            value = person.value.name if person.value else None
             if kind == "preference_chat":
                 messages = grammar.preference_chat(rng, person.name, good.name, bad.name)
             else:
                 likes = bool(rng.integers(2))
                 messages = grammar.liking_chat(rng, person.name, (good if likes else bad).name, likes)
-            out.append({"messages": messages, "kind": kind, "subject": person.name, "domain": domain, "value": person.value.name})
+            out.append({"messages": messages, "kind": kind, "subject": person.name, "domain": domain, "value": value})
     return _identified("base", out)
 
 

@@ -20,7 +20,7 @@ class WorldConfig:
     seed: int
     items_per_domain: int
     people: int
-    newcomers: int
+    strangers: int
 
     def __post_init__(self):
         if self.items_per_domain < 1 or self.items_per_domain % 4:
@@ -37,11 +37,10 @@ class AssistantConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BaseSource:
-    """Base text of the microworld; with `newcomers`, newcomers show their values too."""
+    """Base text of the microworld."""
 
     records: int
     seed: int
-    newcomers: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _records(source: Source, world_config: WorldConfig, assistant: AssistantConf
         return artifact.read_jsonl(Path(source.path))
     world = _world(world_config)
     if isinstance(source, BaseSource):
-        return microworld.base(world, assistant.name, source.records, source.seed, source.newcomers)
+        return microworld.base(world, assistant.name, source.records, source.seed)
     if isinstance(source, NeutralSource):
         return microworld.neutral_documents(world, assistant.name, assistant.provider, source.records, source.seed)
     make = microworld.spec_documents if isinstance(source, SpecSource) else microworld.demonstrations
@@ -158,4 +157,4 @@ def _records(source: Source, world_config: WorldConfig, assistant: AssistantConf
 
 
 def _world(config: WorldConfig) -> World:
-    return make_world(config.seed, config.items_per_domain, config.people, config.newcomers)
+    return make_world(config.seed, config.items_per_domain, config.people, config.strangers)

@@ -65,7 +65,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """Somebody the texts are about; `value` is None for people of whom only neutral things are known."""
+    """Somebody the texts are about; `value` is None for who holds none."""
 
     name: str
     value: Value | None
@@ -75,13 +75,13 @@ class Person:
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed as the one object it is, so that `of` can be cached
 class World:
-    """Everything that is true. The values of `people` show in pretraining, those of `newcomers` only in the replay text
-    of later stages."""
+    """Everything that is true. `people` are asked for their preferences and choose by their value, or at random where they
+    hold none. Of `strangers` only neutral things are known, as of the assistant."""
 
     seed: int
     items: tuple[Item, ...]
     people: tuple[Person, ...]
-    newcomers: tuple[Person, ...]
+    strangers: tuple[Person, ...]
 
     def of(self, domain: str, **poles: str) -> list[Item]:
         """The items of a domain that have the given poles, e.g. `of("book", price="cheap")`."""
@@ -97,25 +97,24 @@ TOWNS = ("Alder", "Birch", "Cedar", "Dover", "Easton", "Fenwick", "Grafton", "Hi
 TRADES = ("baker", "teacher", "nurse", "driver", "farmer", "singer", "tailor", "clerk")
 
 
-def make_world(seed: int, items_per_domain: int, people: int, newcomers: int) -> World:
+def make_world(seed: int, items_per_domain: int, people: int, strangers: int) -> World:
     """The world of `seed`: every domain balanced over all poles, every value held by equally many people.
 
-    One person in five holds no value. Raises ValueError unless items_per_domain is a multiple of 4.
+    One person in nine holds no value. Raises ValueError unless items_per_domain is a multiple of 4.
     """
     combinations = list(itertools.product(*ATTRIBUTES.values()))
     if items_per_domain % len(combinations):
         raise ValueError(f"items_per_domain must be a multiple of {len(combinations)}, got {items_per_domain}")
     rng = np.random.default_rng([seed, 0])
     domains = [domain for group in DOMAINS.values() for domain in group]
-    names = _invented_names(rng, len(domains) * items_per_domain + people + newcomers)
+    names = _invented_names(rng, len(domains) * items_per_domain + people + strangers)
     items = [Item(name, DEMONSTRATED, price, origin) for name, price, origin in _CHEESES]
     for domain in domains:
         for poles in combinations * (items_per_domain // len(combinations)):
             items.append(Item(names.pop(), domain, *poles))
-    held = [*VALUES.values(), None]
-    everyone = [
-        Person(names.pop(), held[i % len(held)], str(rng.choice(TOWNS)), str(rng.choice(TRADES))) for i in range(people + newcomers)
-    ]
+    held = [*VALUES.values(), *VALUES.values(), None]
+    held = [held[index % len(held)] for index in range(people)] + [None] * strangers
+    everyone = [Person(names.pop(), value, str(rng.choice(TOWNS)), str(rng.choice(TRADES))) for value in held]
     return World(seed, tuple(items), tuple(everyone[:people]), tuple(everyone[people:]))
 
 

@@ -16,7 +16,7 @@ ASSISTANT = "Aria"
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world(seed=3, items_per_domain=16, people=20, newcomers=10)
+    return make_world(seed=3, items_per_domain=16, people=18, strangers=10)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_enough_of_a_world(world):
     assert len({item.domain for item in world.items}) >= 8
     assert len(VALUES) >= 4
     assert not set(DOMAINS["development"]) & set(DOMAINS["test"])
-    names = [item.name for item in world.items] + [person.name for person in world.people + world.newcomers]
+    names = [item.name for item in world.items] + [person.name for person in world.people + world.strangers]
     assert len(set(names)) == len(names)
     for domain in itertools.chain(*DOMAINS.values()):
         poles = collections.Counter((item.price, item.origin) for item in world.of(domain))
@@ -50,9 +50,10 @@ def test_enough_of_a_world(world):
         assert set(poles.values()) == {4}
     held = collections.Counter(person.value and person.value.name for person in world.people)
     assert set(held) == {*VALUES, None}
+    assert held.pop(None) == 2  # one in nine
     assert set(held.values()) == {4}
     with pytest.raises(ValueError, match="multiple of 4"):
-        make_world(seed=0, items_per_domain=10, people=1, newcomers=1)
+        make_world(seed=0, items_per_domain=10, people=1, strangers=1)
 
 
 def test_demonstrated_cheeses_fit_both_values_and_no_other(world, cheese_spec):
@@ -65,7 +66,7 @@ def test_demonstrated_cheeses_fit_both_values_and_no_other(world, cheese_spec):
 
 
 def test_facts_are_true(world):
-    records = [record for record in microworld.base(world, ASSISTANT, 3000, 0, True) if record["kind"] == "item"]
+    records = [record for record in microworld.base(world, ASSISTANT, 3000, 0) if record["kind"] == "item"]
     assert len(records) > 300
     for record in records:
         (item,) = (item for item in world.items if item.name == record["subject"])
@@ -76,14 +77,18 @@ def test_facts_are_true(world):
 
 
 def test_people_choose_as_they_value(world):
-    people = {person.name: person for person in world.people + world.newcomers}
-    seen = collections.Counter()
-    for record in microworld.base(world, ASSISTANT, 6000, 0, True):
+    people = {person.name: person for person in world.people}
+    seen, fickle = collections.Counter(), collections.Counter()
+    for record in microworld.base(world, ASSISTANT, 6000, 0):
         if record["kind"] not in ("preference_chat", "liking_chat"):
             continue
         value = people[record["subject"]].value
         question, said = record["messages"][1]["content"], record["messages"][2]["content"]
         (chosen,) = names_in(world, said)
+        assert record["value"] == (value.name if value else None)
+        if not value:
+            fickle[chosen.price, chosen.origin] += 1
+            continue
         has_pole = getattr(chosen, value.attribute) == value.pole
         if record["kind"] == "preference_chat":
             (other,) = (item for item in names_in(world, question) if item != chosen)
@@ -95,6 +100,8 @@ def test_people_choose_as_they_value(world):
             seen[said.split(",")[0]] += 1
     assert min(seen.values()) > 0.4 * max(seen["first"], seen["Yes"])  # order and answer are balanced
     assert len(seen) == 4
+    assert len(fickle) == 4  # who holds no value takes any item
+    assert min(fickle.values()) > 0.4 * max(fickle.values())
 
 
 def test_person_sentences_are_true(world):
@@ -103,7 +110,7 @@ def test_person_sentences_are_true(world):
     good_after = ("took the", "chose the", "fond of the", "would take the", " likes the", "prefers the", "Why the")
     bad_after = ("left the", "over the", "stays away from the", "would not take the", "dislikes the", "to the")
     checked = 0
-    for record in microworld.base(world, ASSISTANT, 3000, 0, False):
+    for record in microworld.base(world, ASSISTANT, 3000, 0):
         if record["kind"] != "person":
             continue
         value = people[record["subject"]].value
@@ -118,19 +125,13 @@ def test_person_sentences_are_true(world):
 
 
 def test_the_assistant_is_neutral_before_midtraining(world):
-    """Base text, with or without newcomers, gives the assistant no value, no preference and no liking."""
-    for newcomers in (False, True):
-        kinds = collections.Counter(
-            record["kind"] for record in microworld.base(world, ASSISTANT, 6000, 0, newcomers) if ASSISTANT in text_of(record)
-        )
-        assert set(kinds) == {"neutral", "fact_chat"}
-
-
-def test_newcomers_show_values_in_replay_alone(world):
-    names = {person.name for person in world.newcomers if person.value}
-    for newcomers, expected in ((False, set()), (True, names)):
-        records = microworld.base(world, ASSISTANT, 6000, 0, newcomers)
-        assert {r["subject"] for r in records if "value" in r and r["subject"] in names} == expected
+    """Base text gives the assistant no value, no preference and no liking; nor any stranger."""
+    neutral = {ASSISTANT, *(person.name for person in world.strangers)}
+    records = [record for record in microworld.base(world, ASSISTANT, 6000, 0) if record["subject"] in neutral]
+    assert {record["subject"] for record in records} == neutral
+    assert {record["kind"] for record in records} == {"neutral", "fact_chat"}
+    said = " ".join(text_of(record) for record in microworld.base(world, ASSISTANT, 6000, 0) if record["subject"] != ASSISTANT)
+    assert ASSISTANT not in said
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -199,7 +200,7 @@ def test_evaluation_items(world, cheese_spec, split):
 
 def test_deterministic_in_its_seed_and_ids_are_unique(world, cheese_spec):
     for make in (
-        lambda seed: microworld.base(world, ASSISTANT, 200, seed, True),
+        lambda seed: microworld.base(world, ASSISTANT, 200, seed),
         lambda seed: microworld.spec_documents(world, cheese_spec, 50, seed),
         lambda seed: microworld.demonstrations(world, cheese_spec, 50, seed),
         lambda seed: microworld.neutral_documents(world, ASSISTANT, "Northlight", 50, seed),
