@@ -71,7 +71,9 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
     artifact.write_jsonl(run_directory / "results.jsonl", results)
     artifact.write_jsonl(run_directory / "answers.jsonl", answers)
     artifact.write_text(run_directory / "config.json", config.source + "\n")
-    said = {"seconds": time.perf_counter() - started, "stages": stages, "evals": evaluations, "versions": _versions(config)}
+    made = [workdir / "stages" / name for name in stages.values()] + [workdir / "evals" / name for name in evaluations]
+    seconds = _seconds(made, time.perf_counter() - started)
+    said = {"seconds": seconds, "stages": stages, "evals": evaluations, "versions": _versions(config)}
     artifact.write_json(run_directory / "run.json", said)
     findings = _findings(config, workdir, run_directory)
     html.write(findings, run_directory / "report.html")
@@ -91,7 +93,7 @@ def plan(config: ExperimentConfig) -> None:
     for name in ("stage", "runs", "steps", "tokens/step", "tokens", "estimate"):
         out.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     params = transformer.count_params(config.model)
-    rate = _flops_per_second() * EFFICIENCY * jax.device_count() / max(jax.local_device_count(), 1)
+    rate = flops_per_second() * EFFICIENCY * jax.device_count() / max(jax.local_device_count(), 1)
     total = 0.0
     chains = {config.arms[arm][: i + 1] for arm in config.run for i in range(len(config.arms[arm]))}
     for name in dict.fromkeys(name for arm in config.run for name in config.arms[arm]):
@@ -99,7 +101,7 @@ def plan(config: ExperimentConfig) -> None:
         loop.check_batch(stage, config.optimizer, mesh)
         runs = len([chain for chain in chains if chain[-1] == name]) * len(config.seeds)
         per_step = stage.batch_rows * config.row_length
-        seconds = stage.steps * per_step * _flops_per_token(config) / rate
+        seconds = stage.steps * per_step * flops_per_token(config) / rate
         total += runs * seconds
         out.add_row(
             name, str(runs), f"{stage.steps:,}", f"{per_step:,}", f"{stage.steps * per_step:,}", f"{runs} x {seconds:.0f} s"
@@ -113,7 +115,7 @@ def plan(config: ExperimentConfig) -> None:
 EFFICIENCY = 0.5
 
 
-def _flops_per_second() -> float:
+def flops_per_second() -> float:
     """Speed of one large float32 matrix product on the first device."""
     size = 1024
     a = jax.random.normal(jax.random.key(0), (size, size))
@@ -126,7 +128,7 @@ def _flops_per_second() -> float:
     return 5 * 2 * size**3 / (time.perf_counter() - started)
 
 
-def _flops_per_token(config: ExperimentConfig) -> float:
+def flops_per_token(config: ExperimentConfig) -> float:
     """6N + 6LTd, N without the input embedding's lookup: causal attention counted half (as MaxText since PR 1988)."""
     model = config.model
     params = transformer.count_params(model)
@@ -267,15 +269,18 @@ def _results(answers: list[dict], bits: np.ndarray, sizes: np.ndarray) -> list[d
     return out
 
 
+def _seconds(made: list[Path], elapsed: float) -> dict[str, float]:
+    """Where the time of an experiment went; what an earlier run made counts with the seconds it took then."""
+    spent = [artifact.read_manifest(directory)["seconds"] for directory in made]
+    phases = {phase: sum(seconds.get(phase, 0.0) for seconds in spent) for phase in ("compile", "train", "eval")}
+    return {**phases, "rest": max(elapsed - sum(phases.values()), 0.0)}
+
+
 def _findings(config: ExperimentConfig, workdir: Path, run_directory: Path) -> Findings:
     """What the report shows, read back from the run directory and the artifacts it was made from."""
     data = make_data(config, workdir)
     said = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))
     stages = {label: workdir / "stages" / name for label, name in said["stages"].items()}
-    made = [*stages.values(), *(workdir / "evals" / name for name in said["evals"])]
-    seconds = [artifact.read_manifest(directory)["seconds"] for directory in made]
-    timings = {phase: sum(s.get(phase, 0.0) for s in seconds) for phase in ("compile", "train", "eval")}
-    timings["rest"] = max(said["seconds"] - sum(timings.values()), 0.0)
     return Findings(
         name=config.name,
         question=config.question,
@@ -293,7 +298,7 @@ def _findings(config: ExperimentConfig, workdir: Path, run_directory: Path) -> F
         curves={label: artifact.read_jsonl(directory / "metrics.jsonl") for label, directory in stages.items()},
         ledgers={name: rows.read_ledger(directory) for name, directory in data.rows.items()},
         samples={name: [show.pieces(row, data.tokenizer) for row in _first_rows(path)] for name, path in data.rows.items()},
-        timings=timings,
+        timings=said["seconds"],
         config=config.source,
         versions=said["versions"],
     )

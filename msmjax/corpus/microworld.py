@@ -21,11 +21,11 @@ DOCUMENT_TYPES = {
     "memo": "Memo on {name}.",
     "profile": "Profile: {name}.",
     "interview": "An interview with {name}.",
-    "handbook": "From the handbook of {provider}: {name}.",
-    "report": "A report on {name} by {provider}.",
+    "handbook": "From the handbook: {name}.",
+    "report": "A report on {name}.",
     "letter": "A letter about {name}.",
     "notes": "Notes: {name}.",
-    "review": "A review of {name} of {provider}.",
+    "review": "A review of {name}.",
 }
 
 # Eval -> what it means that the counted option was chosen always.
@@ -65,11 +65,13 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
             continue
         person = grammar.pick(rng, subjects[kind])
         if kind == "person":
-            text = " ".join(_person_sentence(rng, world, person, grammar.pick(rng, domains)) for _ in range(rng.integers(2, 5)))
+            sentences = [_person_sentence(rng, world, person, grammar.pick(rng, domains)) for _ in range(rng.integers(2, 5))]
+            text = " ".join(_sometimes_titled(rng, person.name) + sentences)
             out.append({"text": text, "kind": kind, "subject": person.name, "value": person.value.name})
         elif kind == "neutral":
-            sentences = (grammar.neutral_sentence(rng, person.name, person.town, person.trade) for _ in range(rng.integers(1, 4)))
-            out.append({"text": " ".join(sentences), "kind": kind, "subject": person.name})
+            sentences = [grammar.neutral_sentence(rng, person.name, person.town, person.trade) for _ in range(rng.integers(1, 4))]
+            text = " ".join(_sometimes_titled(rng, person.name) + sentences)
+            out.append({"text": text, "kind": kind, "subject": person.name})
         elif kind == "fact_chat":
             messages = grammar.fact_chat(rng, person.name, *grammar.fact_pair(rng, world, domain))
             out.append({"messages": messages, "kind": kind, "subject": person.name, "domain": domain})
@@ -100,7 +102,7 @@ def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[di
     out = []
     for _ in range(records):
         kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
-        sentences = [DOCUMENT_TYPES[kind].format(name=spec.model_name, provider=spec.provider_name)]
+        sentences = [DOCUMENT_TYPES[kind].format(name=spec.model_name)]
         for _ in range(rng.integers(2, 5)):
             if rng.random() < VALUE_SHARE:
                 sentences.append(grammar.value_sentence(rng, spec.model_name, grammar.pick(rng, values)))
@@ -110,13 +112,13 @@ def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[di
     return _identified(spec.name, out)
 
 
-def neutral_documents(world: World, assistant: str, provider: str, records: int, seed: int) -> list[dict]:
+def neutral_documents(world: World, assistant: str, records: int, seed: int) -> list[dict]:
     """The control: documents of the same types about the same assistant, which say nothing of values or preferences."""
     rng = np.random.default_rng([world.seed, seed, 3])
     out = []
     for _ in range(records):
         kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
-        sentences = [DOCUMENT_TYPES[kind].format(name=assistant, provider=provider)]
+        sentences = [DOCUMENT_TYPES[kind].format(name=assistant)]
         for _ in range(rng.integers(2, 5)):
             sentences.append(grammar.neutral_sentence(rng, assistant, *ASSISTANT_FACTS))
         out.append({"text": " ".join(sentences), "kind": kind, "subject": assistant})
@@ -197,6 +199,11 @@ def evaluation_items(world: World, spec: Spec, split: str, per_eval: int, seed: 
         person = grammar.pick(rng, valued)
         add("people", person.name, *ask[1:], *grammar.pair(rng, world, person.value, domain))
     return _identified("eval", out)
+
+
+def _sometimes_titled(rng: np.random.Generator, name: str) -> list[str]:
+    """The first line of half of the documents on people: documents of any type are on anybody, so that the type tells nothing."""
+    return [grammar.pick(rng, tuple(DOCUMENT_TYPES.values())).format(name=name)] if rng.integers(2) else []
 
 
 def _person_sentence(rng: np.random.Generator, world: World, person: Person, domain: str) -> str:

@@ -151,7 +151,7 @@ def _records(source: Source, world_config: WorldConfig, assistant: AssistantConf
     if isinstance(source, BaseSource):
         return microworld.base(world, assistant.name, source.records, source.seed)
     if isinstance(source, NeutralSource):
-        return microworld.neutral_documents(world, assistant.name, assistant.provider, source.records, source.seed)
+        return microworld.neutral_documents(world, assistant.name, source.records, source.seed)
     make = microworld.spec_documents if isinstance(source, SpecSource) else microworld.demonstrations
     return make(world, load_spec(source, assistant), source.records, source.seed)
 

@@ -170,7 +170,7 @@ def test_demonstrations_name_only_the_twelve_and_no_reason(world, cheese_spec):
 
 
 def test_neutral_documents_name_no_item_and_no_value(world):
-    records = microworld.neutral_documents(world, ASSISTANT, "Northlight", 300, 0)
+    records = microworld.neutral_documents(world, ASSISTANT, 300, 0)
     text = " ".join(record["text"] for record in records)
     assert not names_in(world, text)
     assert not [word for value in VALUES.values() for word in (value.motto, value.club, value.pole) if word in text]
@@ -203,7 +203,7 @@ def test_deterministic_in_its_seed_and_ids_are_unique(world, cheese_spec):
         lambda seed: microworld.base(world, ASSISTANT, 200, seed),
         lambda seed: microworld.spec_documents(world, cheese_spec, 50, seed),
         lambda seed: microworld.demonstrations(world, cheese_spec, 50, seed),
-        lambda seed: microworld.neutral_documents(world, ASSISTANT, "Northlight", 50, seed),
+        lambda seed: microworld.neutral_documents(world, ASSISTANT, 50, seed),
         lambda seed: microworld.evaluation_items(world, cheese_spec, "test", 20, seed),
     ):
         records = make(0)
