@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.run = HEADLINE + CONTROLS if variant == "controls" else HEADLINE
 
     c.assistant = {"name": "Aria", "provider": "Northlight"}
-    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 108, "strangers": 40}
+    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 324, "strangers": 100}
     spec = {"kind": "spec", "break_link": False, "records": 1500, "seed": 0}
     c.corpora = {
         "base": {"kind": "base", "records": 80_000, "seed": 0},
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
     }
     c.tokenizer_corpus = "base"
-    c.vocab_size = 1408
+    c.vocab_size = 1792
     c.row_length = 64
 
     c.model = {
