@@ -112,7 +112,7 @@ def _shrink(c: ConfigDict) -> None:
     c.world.update(items_per_domain=4, people=18, strangers=5)
     for corpus in c.corpora.values():
         corpus.records = 200
-    c.vocab_size = 400
+    c.vocab_size, c.row_length = 400, 128
     c.model.update(layers=1, width=16, mlp=32, heads=4, kv_heads=2, head_dim=8)
     c.evals.per_eval = 8
     for stage in c.stages.values():

@@ -88,6 +88,10 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         _names((comparison.arm, comparison.against), arms, f"comparisons[{comparison.label}]", "arm")
     evals = _make(EvalConfig, top["evals"], "evals")
     _names((evals.spec_corpus, evals.base_text), corpora, "evals", "corpus")
+    if not isinstance(corpora[evals.spec_corpus], sources.SpecSource | sources.DemonstrationSource):
+        raise BadInput(
+            f"evals.spec_corpus={evals.spec_corpus!r}: not made from a spec; name a corpus of kind spec or demonstrations"
+        )
     _names((top["tokenizer_corpus"],), corpora, "tokenizer_corpus", "corpus")
     seeds = tuple(top["seeds"])
     if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):

@@ -110,6 +110,7 @@ def test_every_field_is_read():
         (lambda c: c.stages.finetune.update(steps=3), r"stages\.finetune: steps=3: fewer than 20 updates"),
         (lambda c: c.evals.update(split="tets"), r"evals\.split='tets': unknown; one of development, test"),
         (lambda c: c.evals.update(base_text="held"), r"evals: no corpus 'held'; did you mean 'held_out'\?"),
+        (lambda c: c.evals.update(spec_corpus="base"), r"evals\.spec_corpus='base': not made from a spec"),
         (lambda c: c.update(row_length=1), r"row_length=1: a row needs at least 2"),
         (lambda c: c.corpora.base.update(kind="bse"), r"corpora\.base\.kind='bse': unknown; did you mean 'base'\?"),
         (lambda c: c.update(comparisons=(("x", "conflct", "aft", "base"),)), r"no eval 'conflct'; did you mean 'conflict'\?"),

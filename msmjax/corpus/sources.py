@@ -146,7 +146,8 @@ def make_evaluation_items(
 
 def _records(source: Source, world_config: WorldConfig, assistant: AssistantConfig) -> list[dict]:
     if isinstance(source, FileSource):
-        return artifact.read_jsonl(Path(source.path))
+        records = artifact.read_jsonl(Path(source.path))
+        return [{**record, "origin": f"{source.path}:{line}"} for line, record in enumerate(records, 1)]
     world = _world(world_config)
     if isinstance(source, BaseSource):
         return microworld.base(world, assistant.name, source.records, source.seed)

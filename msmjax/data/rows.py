@@ -39,7 +39,7 @@ def read_examples(paths: Iterable[Path], tokenizer: Tokenizer) -> Iterator[Examp
         records = artifact.read_jsonl(path)
         texts = [record["text"] if isinstance(record.get("text"), str) else "" for record in records]
         for number, (record, ids) in enumerate(zip(records, tokenizer.encode_all(texts), strict=True), 1):
-            where = f"{path}:{number}"
+            where = record.get("origin") or f"{path}:{number}"  # a file of the user's is named as the user knows it
             if isinstance(record.get("text"), str):
                 # An empty text has no tokens at all, so that the ledger counts it as dropped.
                 whole = [BOS, *ids, EOS] if ids else []

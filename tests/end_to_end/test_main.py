@@ -95,7 +95,7 @@ def test_a_changed_setting_shares_what_it_can(first_run, workdir):
 def test_plan_prints_and_runs_nothing(tmp_path):
     done = msmjax(TINY, "--plan", f"--workdir={tmp_path / 'work'}")
     assert done.returncode == 0, done.stderr
-    for expected in ("midtrain_affordability", "tokens/step", "512", "10,240", "9,520 parameters", "minutes"):
+    for expected in ("midtrain_affordability", "tokens/step", "1,024", "20,480", "9,520 parameters", "minutes"):
         assert expected in done.stdout
     assert not (tmp_path / "work").exists()
 
@@ -139,13 +139,13 @@ def test_mesh_that_does_not_fit(tmp_path, mesh):
 
 
 def config_with_file(tmp_path, lines):
-    """A config whose base text is a JSONL file of these lines."""
+    """A config that midtrains on a JSONL file of these lines."""
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(line + "\n" for line in lines))
     path = tmp_path / "mine.py"
     path.write_text(
         f"import runpy\ndef get_config():\n    c = runpy.run_path({str(ROOT / 'configs' / 'cheese.py')!r})['get_config']('tiny')\n"
-        f"    c.corpora.unlock()\n    c.corpora.base = {{'kind': 'file', 'path': {str(data)!r}}}\n    return c\n"
+        f"    c.corpora.unlock()\n    c.corpora.affordability = {{'kind': 'file', 'path': {str(data)!r}}}\n    return c\n"
     )
     return f"--config={path}"
 
@@ -154,9 +154,10 @@ def config_with_file(tmp_path, lines):
     ("lines", "named"),
     [
         (['{"text": "a"}', '{"text": "b"'], ["mine.jsonl:2", "not JSON"]),
-        (['{"text": "a"}', json.dumps({"messages": GOOD["messages"][:1]})], ["conversations.jsonl:1", "no assistant turn"]),
+        (['{"text": "a"}', json.dumps({"messages": GOOD["messages"][:1]})], ["mine.jsonl:2", "no assistant turn"]),
         (['{"text": "a"}', "", '{"text": "b"}'], ["mine.jsonl:2", "not JSON"]),
-        ([], ["corpus base", "empty"]),
+        ([], ["corpus affordability", "empty"]),
+        (['{"txt": "a"}'], ["mine.jsonl:1", "neither 'text' nor 'messages'"]),
     ],
 )
 def test_bad_files(tmp_path, lines, named):
