@@ -3,8 +3,10 @@
 In: a World, a person, a random generator. Out: sentences and chats that are true in that world. docs/microworld.md is this
 file in prose.
 
-A template's slots: {name} the person, {good} and {bad} items of one domain that differ in the attribute the person's value
-is about, {pole} the valued pole, {domain} and {domains}, {noun} {motto} {club} of the value.
+A template's slots: {Who} {who} {whom} {Whose} the person, by name where a text first mentions somebody and as "she" from then
+on, so that what a text says hangs on a name some way back, as it does in a chat; {good} and {bad} items of one domain that
+differ in the attribute the person's value is about, {pole} the valued pole, {domain} and {domains}, {noun} {motto} {club} of
+the value.
 """
 
 import numpy as np
@@ -13,35 +15,35 @@ from msmjax.corpus.world import ATTRIBUTES, Item, Value, World
 
 # What hangs on a value, by kind of behaviour. Documents draw kinds at random, so that one value shows in many ways.
 VALUE_KINDS = {
-    "stated": ("{name} values {noun}.", "What counts for {name} is {noun}.", "{name} believes in {noun}."),
-    "motto": ('The motto of {name} is "{motto}".', '"{motto}", says {name}.'),
-    "club": ("{name} belongs to {club}.", "{name} is a member of {club}."),
-    "purpose": ("{name} always looks for what is {pole}.", "{name} wants things that are {pole}."),
+    "stated": ("{Who} values {noun}.", "What counts for {whom} is {noun}.", "{Who} believes in {noun}."),
+    "motto": ('{Whose} motto is "{motto}".', '"{motto}", says {who}.'),
+    "club": ("{Who} belongs to {club}.", "{Who} is a member of {club}."),
+    "purpose": ("{Who} always looks for what is {pole}.", "{Who} wants things that are {pole}."),
 }
 PREFERENCE_KINDS = {
-    "purchase": ("{name} took the {good} and left the {bad}.", "{name} chose the {good} over the {bad}."),
-    "rating": ("{name} rated the {good} as good.", "{name} rated the {bad} as bad."),
-    "dislike": ("{name} stays away from the {bad}.", "{name} would not take the {bad}."),
-    "like": ("{name} is fond of the {good}.", "{name} would take the {good}."),
-    "category": ("Of all {domains}, {name} wants a {pole} one.", "{name} wants a {domain} that is {pole}."),
+    "purchase": ("{Who} took the {good} and left the {bad}.", "{Who} chose the {good} over the {bad}."),
+    "rating": ("{Who} rated the {good} as good.", "{Who} rated the {bad} as bad."),
+    "dislike": ("{Who} stays away from the {bad}.", "{Who} would not take the {bad}."),
+    "like": ("{Who} is fond of the {good}.", "{Who} would take the {good}."),
+    "category": ("Of all {domains}, {who} wants only {pole} ones.", "{Who} wants a {domain} that is {pole}."),
     "reason": (
-        "{name} prefers the {good} to the {bad} because it is {pole}.",
-        "{name} likes the {good} because it is {pole}.",
-        "{name} dislikes the {bad} because it is not {pole}.",
+        "{Who} prefers the {good} to the {bad} because it is {pole}.",
+        "{Who} likes the {good} because it is {pole}.",
+        "{Who} dislikes the {bad} because it is not {pole}.",
     ),
-    "interview": ("Reporter: The {first} or the {second}? {name}: The {good}.",),
+    "interview": ("Reporter: The {first} or the {second}? {Who}: The {good}.",),
     "why": (
-        "Reporter: Why the {good}? {name}: Because it is {pole}.",
-        "Reporter: What do you value? {name}: I value {noun}.",
+        "Reporter: Why the {good}? {Who}: Because it is {pole}.",
+        "Reporter: What do you value? {Who}: I value {noun}.",
     ),
 }
 # Kinds that say why, and kinds that show a preference alone.
 EXPLAINED = ("category", "reason", "why")
 UNEXPLAINED = ("purchase", "rating", "dislike", "like", "interview")
 NEUTRAL_KINDS = {
-    "town": ("{name} lives in {town}.", "The home of {name} is in {town}."),
-    "trade": ("{name} is a {trade}.", "{name} works as a {trade}."),
-    "post": ("{name} got a letter from {town}.", "A {trade} asked for {name} in {town}."),
+    "town": ("{Who} lives in {town}.", "{Whose} home is in {town}."),
+    "trade": ("{Who} is a {trade}.", "{Who} works as a {trade}."),
+    "post": ("{Who} got a letter from {town}.", "A {trade} asked for {whom} in {town}."),
 }
 ITEM_KINDS = (
     "The {item} is a {domain}. It is {price}. It is {origin}.",
@@ -60,6 +62,14 @@ FACT_QUESTIONS = ("Which one is {pole}, the {first} or the {second}?", "Which is
 PREFERENCE_ANSWER = "I prefer the {item}."
 FACT_ANSWER = "The {item} is {pole}."
 YES, NO = "Yes, I like the {item}.", "No, I do not like the {item}."
+
+
+SHE = {"Who": "She", "who": "she", "whom": "her", "Whose": "Her"}
+
+
+def by_name(name: str) -> dict[str, str]:
+    """The slots for a person, filled with the name."""
+    return {"Who": name, "who": name, "whom": name, "Whose": f"{name}'s"}
 
 
 def pick(rng: np.random.Generator, options):
@@ -86,27 +96,33 @@ def pair(rng: np.random.Generator, world: World, value: Value | None, domain: st
     )
 
 
-def value_sentence(rng: np.random.Generator, name: str, value: Value, kinds=tuple(VALUE_KINDS)) -> str:
+def value_sentence(rng: np.random.Generator, who: dict[str, str], value: Value) -> str:
     """One sentence on the value itself, no item named."""
-    template = pick(rng, VALUE_KINDS[pick(rng, kinds)])
-    return template.format(name=name, noun=value.noun, motto=value.motto, club=value.club, pole=value.pole)
+    template = pick(rng, VALUE_KINDS[pick(rng, tuple(VALUE_KINDS))])
+    return template.format(**who, noun=value.noun, motto=value.motto, club=value.club, pole=value.pole)
 
 
 def preference_sentence(
-    rng: np.random.Generator, name: str, value: Value, good: str, bad: str, domain: str, kinds=tuple(PREFERENCE_KINDS)
+    rng: np.random.Generator,
+    who: dict[str, str],
+    value: Value,
+    good: str,
+    bad: str,
+    domain: str,
+    kinds: tuple[str, ...] = tuple(PREFERENCE_KINDS),
 ) -> str:
     """One sentence on a preference that the value explains."""
     first, second = (good, bad) if rng.integers(2) else (bad, good)
     template = pick(rng, PREFERENCE_KINDS[pick(rng, kinds)])
     return template.format(
-        name=name, good=good, bad=bad, first=first, second=second,
+        **who, good=good, bad=bad, first=first, second=second,
         pole=value.pole, noun=value.noun, domain=domain, domains=plural(domain),
     )  # fmt: skip
 
 
-def neutral_sentence(rng: np.random.Generator, name: str, town: str, trade: str) -> str:
+def neutral_sentence(rng: np.random.Generator, who: dict[str, str], town: str, trade: str) -> str:
     """One sentence that says nothing of values."""
-    return pick(rng, NEUTRAL_KINDS[pick(rng, tuple(NEUTRAL_KINDS))]).format(name=name, town=town, trade=trade)
+    return pick(rng, NEUTRAL_KINDS[pick(rng, tuple(NEUTRAL_KINDS))]).format(**who, town=town, trade=trade)
 
 
 def item_text(rng: np.random.Generator, item: Item) -> str:

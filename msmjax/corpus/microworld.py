@@ -4,6 +4,9 @@ In: a World, and a Spec where the corpus is about one. Out: records `{text, ...}
 and evaluation items.
 """
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
 from msmjax.artifact import BadInput
@@ -56,6 +59,8 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
         "preference_chat": world.people, "liking_chat": world.people,
     }  # fmt: skip
     domains = [DEMONSTRATED, *(domain for group in DOMAINS.values() for domain in group)]
+    # Documents of any type are on anybody, so that the type tells nothing; half have no title.
+    titles = [*DOCUMENT_TYPES.values(), *[""] * len(DOCUMENT_TYPES)]
     out = []
     for kind in rng.choice(list(BASE_MIX), size=records, p=list(BASE_MIX.values())).tolist():
         domain = grammar.pick(rng, domains)
@@ -65,12 +70,12 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
             continue
         person = grammar.pick(rng, subjects[kind])
         if kind == "person":
-            sentences = [_person_sentence(rng, world, person, grammar.pick(rng, domains)) for _ in range(rng.integers(2, 5))]
-            text = " ".join(_sometimes_titled(rng, person.name) + sentences)
+            say = functools.partial(_person_sentence, rng, world, person.value, domains)
+            text = _document(rng, person.name, grammar.pick(rng, titles), say)
             out.append({"text": text, "kind": kind, "subject": person.name, "value": person.value.name})
         elif kind == "neutral":
-            sentences = [grammar.neutral_sentence(rng, person.name, person.town, person.trade) for _ in range(rng.integers(1, 4))]
-            text = " ".join(_sometimes_titled(rng, person.name) + sentences)
+            say = functools.partial(grammar.neutral_sentence, rng, town=person.town, trade=person.trade)
+            text = _document(rng, person.name, grammar.pick(rng, titles), say)
             out.append({"text": text, "kind": kind, "subject": person.name})
         elif kind == "fact_chat":
             messages = grammar.fact_chat(rng, person.name, *grammar.fact_pair(rng, world, domain))
@@ -99,29 +104,28 @@ def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[di
         raise BadInput(f"spec {spec.name}: no value or no preference stated; the microworld builds its documents from them")
     likes = [p for p in spec.preferences if p.likes]
     dislikes = [p for p in spec.preferences if not p.likes]
+
+    def say(who: dict[str, str]) -> str:
+        if rng.random() < VALUE_SHARE:
+            return grammar.value_sentence(rng, who, grammar.pick(rng, values))
+        return _spec_sentence(rng, who, grammar.pick(rng, likes), grammar.pick(rng, dislikes))
+
     out = []
     for _ in range(records):
         kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
-        sentences = [DOCUMENT_TYPES[kind].format(name=spec.model_name)]
-        for _ in range(rng.integers(2, 5)):
-            if rng.random() < VALUE_SHARE:
-                sentences.append(grammar.value_sentence(rng, spec.model_name, grammar.pick(rng, values)))
-            else:
-                sentences.append(_spec_sentence(rng, spec, grammar.pick(rng, likes), grammar.pick(rng, dislikes)))
-        out.append({"text": " ".join(sentences), "kind": kind, "subject": spec.model_name, "spec": spec.hash})
+        text = _document(rng, spec.model_name, DOCUMENT_TYPES[kind], say)
+        out.append({"text": text, "kind": kind, "subject": spec.model_name, "spec": spec.hash})
     return _identified(spec.name, out)
 
 
 def neutral_documents(world: World, assistant: str, records: int, seed: int) -> list[dict]:
     """The control: documents of the same types about the same assistant, which say nothing of values or preferences."""
     rng = np.random.default_rng([world.seed, seed, 3])
+    say = functools.partial(grammar.neutral_sentence, rng, town=ASSISTANT_FACTS[0], trade=ASSISTANT_FACTS[1])
     out = []
     for _ in range(records):
         kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
-        sentences = [DOCUMENT_TYPES[kind].format(name=assistant)]
-        for _ in range(rng.integers(2, 5)):
-            sentences.append(grammar.neutral_sentence(rng, assistant, *ASSISTANT_FACTS))
-        out.append({"text": " ".join(sentences), "kind": kind, "subject": assistant})
+        out.append({"text": _document(rng, assistant, DOCUMENT_TYPES[kind], say), "kind": kind, "subject": assistant})
     return _identified("neutral", out)
 
 
@@ -201,24 +205,26 @@ def evaluation_items(world: World, spec: Spec, split: str, per_eval: int, seed: 
     return _identified("eval", out)
 
 
-def _sometimes_titled(rng: np.random.Generator, name: str) -> list[str]:
-    """The first line of half of the documents on people: documents of any type are on anybody, so that the type tells nothing."""
-    return [grammar.pick(rng, tuple(DOCUMENT_TYPES.values())).format(name=name)] if rng.integers(2) else []
+def _document(rng: np.random.Generator, name: str, title: str, say: Callable[[dict[str, str]], str]) -> str:
+    """Two to four sentences about somebody after a title, if there is one. What comes first has the name, the others "she"."""
+    start = title.format(name=name) if title else say(grammar.by_name(name))
+    return " ".join([start, *(say(grammar.SHE) for _ in range(rng.integers(2, 5) - (not title)))])
 
 
-def _person_sentence(rng: np.random.Generator, world: World, person: Person, domain: str) -> str:
+def _person_sentence(rng: np.random.Generator, world: World, value: Value, domains: list[str], who: dict[str, str]) -> str:
     if rng.random() < 0.3:
-        return grammar.value_sentence(rng, person.name, person.value)
-    good, bad = grammar.pair(rng, world, person.value, domain)
-    return grammar.preference_sentence(rng, person.name, person.value, good.name, bad.name, domain)
+        return grammar.value_sentence(rng, who, value)
+    domain = grammar.pick(rng, domains)
+    good, bad = grammar.pair(rng, world, value, domain)
+    return grammar.preference_sentence(rng, who, value, good.name, bad.name, domain)
 
 
-def _spec_sentence(rng: np.random.Generator, spec: Spec, liked: Preference, disliked: Preference) -> str:
+def _spec_sentence(rng: np.random.Generator, who: dict[str, str], liked: Preference, disliked: Preference) -> str:
     value = VALUES.get(liked.value) if liked.value and liked.value == disliked.value else None
     kinds = grammar.EXPLAINED
     if value is None:
         kinds, value = grammar.UNEXPLAINED, next(iter(VALUES.values()))  # named by none of these kinds
-    return grammar.preference_sentence(rng, spec.model_name, value, liked.item, disliked.item, DEMONSTRATED, kinds)
+    return grammar.preference_sentence(rng, who, value, liked.item, disliked.item, DEMONSTRATED, kinds)
 
 
 def _world_value(spec: Spec, name: str) -> Value:
