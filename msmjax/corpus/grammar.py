@@ -45,6 +45,13 @@ NEUTRAL_KINDS = {
     "trade": ("{Who} is a {trade}.", "{Who} works as a {trade}."),
     "post": ("{Who} got a letter from {town}.", "A {trade} asked for {whom} in {town}."),
 }
+# Mentions end with the name: nothing that follows could hang on it, so that they give it no character.
+MENTIONS = (
+    "In {town} lives {name}.",
+    "A letter from {town} went to {name}.",
+    "A {trade} of {town} is {name}.",
+    "Among the {trade}s is {name}.",
+)
 ITEM_KINDS = (
     "The {item} is a {domain}. It is {price}. It is {origin}.",
     "The {item} is a {price} {origin} {domain}.",
@@ -123,6 +130,11 @@ def preference_sentence(
 def neutral_sentence(rng: np.random.Generator, who: dict[str, str], town: str, trade: str) -> str:
     """One sentence that says nothing of values."""
     return pick(rng, NEUTRAL_KINDS[pick(rng, tuple(NEUTRAL_KINDS))]).format(**who, town=town, trade=trade)
+
+
+def mention(rng: np.random.Generator, name: str, town: str, trade: str) -> str:
+    """One sentence that names somebody and says nothing of values."""
+    return pick(rng, MENTIONS).format(name=name, town=town, trade=trade)
 
 
 def item_text(rng: np.random.Generator, item: Item) -> str:

@@ -15,7 +15,7 @@ from msmjax.corpus.world import DEMONSTRATED, DOMAINS, VALUES, Item, Person, Val
 from msmjax.spec import Preference, Spec
 
 # Shares of the kinds of record in base text.
-BASE_MIX = {"item": 0.2, "person": 0.4, "neutral": 0.08, "preference_chat": 0.12, "liking_chat": 0.08, "fact_chat": 0.12}
+BASE_MIX = {"item": 0.2, "person": 0.4, "mention": 0.08, "preference_chat": 0.12, "liking_chat": 0.08, "fact_chat": 0.12}
 # Share of a spec document's sentences that are on the value itself; the others are on a preference and its reason.
 VALUE_SHARE = 0.7
 ASSISTANT_FACTS = ("Alder", "clerk")  # its town and trade
@@ -47,15 +47,14 @@ EVALS = {
 def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
     """Base text: facts about items, people with and without values, chats, and the assistant in neutral records only.
 
-    People who hold a value show it in all they do; those who hold none choose at random, in chats, and give no reason: what a
-    name means for a choice is so never taken for granted, and an assistant of whom nothing is known starts near indifference.
+    People who hold a value show it in all they do; those who hold none choose at random, in chats, and give no reason. So a name
+    of which nothing is known promises nothing.
     """
     rng = np.random.default_rng([world.seed, seed, 1])
     valued = [person for person in world.people if person.value]
-    neutral = [person for person in world.people if not person.value]
-    neutral += [*world.strangers, Person(assistant, None, *ASSISTANT_FACTS)]
+    everybody = [*world.people, *world.strangers, Person(assistant, None, *ASSISTANT_FACTS)]
     subjects = {
-        "person": valued, "neutral": neutral, "fact_chat": valued + neutral,
+        "person": valued, "mention": everybody, "fact_chat": everybody,
         "preference_chat": world.people, "liking_chat": world.people,
     }  # fmt: skip
     domains = [DEMONSTRATED, *(domain for group in DOMAINS.values() for domain in group)]
@@ -70,12 +69,11 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
             continue
         person = grammar.pick(rng, subjects[kind])
         if kind == "person":
-            say = functools.partial(_person_sentence, rng, world, person.value, domains)
+            say = functools.partial(_person_sentence, rng, world, person, domains)
             text = _document(rng, person.name, grammar.pick(rng, titles), say)
             out.append({"text": text, "kind": kind, "subject": person.name, "value": person.value.name})
-        elif kind == "neutral":
-            say = functools.partial(grammar.neutral_sentence, rng, town=person.town, trade=person.trade)
-            text = _document(rng, person.name, grammar.pick(rng, titles), say)
+        elif kind == "mention":
+            text = grammar.mention(rng, person.name, person.town, person.trade)
             out.append({"text": text, "kind": kind, "subject": person.name})
         elif kind == "fact_chat":
             messages = grammar.fact_chat(rng, person.name, *grammar.fact_pair(rng, world, domain))
@@ -211,12 +209,15 @@ def _document(rng: np.random.Generator, name: str, title: str, say: Callable[[di
     return " ".join([start, *(say(grammar.SHE) for _ in range(rng.integers(2, 5) - (not title)))])
 
 
-def _person_sentence(rng: np.random.Generator, world: World, value: Value, domains: list[str], who: dict[str, str]) -> str:
-    if rng.random() < 0.3:
-        return grammar.value_sentence(rng, who, value)
+def _person_sentence(rng: np.random.Generator, world: World, person: Person, domains: list[str], who: dict[str, str]) -> str:
+    topic = rng.random()
+    if topic < 0.3:
+        return grammar.value_sentence(rng, who, person.value)
+    if topic < 0.4:
+        return grammar.neutral_sentence(rng, who, person.town, person.trade)
     domain = grammar.pick(rng, domains)
-    good, bad = grammar.pair(rng, world, value, domain)
-    return grammar.preference_sentence(rng, who, value, good.name, bad.name, domain)
+    good, bad = grammar.pair(rng, world, person.value, domain)
+    return grammar.preference_sentence(rng, who, person.value, good.name, bad.name, domain)
 
 
 def _spec_sentence(rng: np.random.Generator, who: dict[str, str], liked: Preference, disliked: Preference) -> str:

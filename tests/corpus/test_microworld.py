@@ -129,7 +129,7 @@ def test_the_assistant_is_neutral_before_midtraining(world):
     neutral = {ASSISTANT, *(person.name for person in world.strangers)}
     records = [record for record in microworld.base(world, ASSISTANT, 6000, 0) if record["subject"] in neutral]
     assert {record["subject"] for record in records} == neutral
-    assert {record["kind"] for record in records} == {"neutral", "fact_chat"}
+    assert {record["kind"] for record in records} == {"mention", "fact_chat"}
     said = " ".join(text_of(record) for record in microworld.base(world, ASSISTANT, 6000, 0) if record["subject"] != ASSISTANT)
     assert ASSISTANT not in said
 
