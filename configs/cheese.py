@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.run = HEADLINE + CONTROLS if variant == "controls" else HEADLINE
 
     c.assistant = {"name": "Aria", "provider": "Northlight"}
-    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 324, "strangers": 100}
+    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 432}
     spec = {"kind": "spec", "break_link": False, "records": 1500, "seed": 0}
     c.corpora = {
         "base": {"kind": "base", "records": 80_000, "seed": 0},
@@ -109,11 +109,12 @@ def _shrink(c: ConfigDict) -> None:
     c.name = "cheese_tiny"
     c.seeds = (0, 1)
     c.run = ("base", "aft", "msm_affordability_aft", "msm_america_aft")
-    c.world.update(items_per_domain=4, people=18, strangers=5)
+    c.world.update(items_per_domain=4, people=24)
     for corpus in c.corpora.values():
         corpus.records = 200
     c.vocab_size, c.row_length = 400, 128
     c.model.update(layers=1, width=16, mlp=32, heads=4, kv_heads=2, head_dim=8)
     c.evals.per_eval = 8
+    c.log.metrics_every = 5
     for stage in c.stages.values():
         stage.update(steps=20, warmup_steps=2)

@@ -6,6 +6,7 @@ experiments there; what is finished is not made again) and the run directory `<n
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
@@ -85,7 +87,6 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
 
 def plan(config: ExperimentConfig) -> None:
     """Prints the stages of an experiment and what they take; runs none of them."""
-    from rich.console import Console
     from rich.table import Table
 
     mesh = sharding.make_mesh(config.mesh)
@@ -106,7 +107,7 @@ def plan(config: ExperimentConfig) -> None:
         out.add_row(
             name, str(runs), f"{stage.steps:,}", f"{per_step:,}", f"{stage.steps * per_step:,}", f"{runs} x {seconds:.0f} s"
         )
-    console = Console()
+    console = table.make_console()
     console.print(out)
     console.print(f"{params:,} parameters; about {total / 60:.1f} minutes of training on this machine, compilation and evals apart")
 
@@ -150,16 +151,18 @@ def make_data(config: ExperimentConfig, workdir: Path) -> Data:
     """The tokenizer, the rows of every corpus that a stage of a run arm or an eval uses, and the evaluation items."""
     used = {corpus for arm in config.run for name in config.arms[arm] for corpus, _ in config.stages[name].data}
     used |= {config.tokenizer_corpus, config.evals.base_text}
+    names = [name for name in config.corpora if name in used]
+    bar = functools.partial(tqdm, unit="corpus", leave=False, delay=1)
     corpora = {
         name: sources.make_corpus(workdir / "corpora", name, config.corpora[name], config.world, config.assistant)
-        for name in config.corpora
-        if name in used
+        for name in bar(names, desc="corpora")
     }
     tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])
     return Data(
         tokenizer=tokenizer,
         rows={
-            name: rows.make_rows(workdir / "rows", name, corpus, tokenizer, config.row_length) for name, corpus in corpora.items()
+            name: rows.make_rows(workdir / "rows", name, corpora[name], tokenizer, config.row_length)
+            for name in bar(names, desc="rows")
         },
         items=sources.make_evaluation_items(
             workdir / "corpora",

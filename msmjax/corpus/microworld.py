@@ -20,6 +20,9 @@ BASE_MIX = {"item": 0.2, "person": 0.4, "mention": 0.08, "preference_chat": 0.12
 VALUE_SHARE = 0.7
 ASSISTANT_FACTS = ("Alder", "clerk")  # its town and trade
 
+# Share of preference and liking chats with people who hold no value.
+FICKLE_SHARE = 0.15
+
 DOCUMENT_TYPES = {
     "memo": "Memo on {name}.",
     "profile": "Profile: {name}.",
@@ -52,11 +55,8 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
     """
     rng = np.random.default_rng([world.seed, seed, 1])
     valued = [person for person in world.people if person.value]
-    everybody = [*world.people, *world.strangers, Person(assistant, None, *ASSISTANT_FACTS)]
-    subjects = {
-        "person": valued, "mention": everybody, "fact_chat": everybody,
-        "preference_chat": world.people, "liking_chat": world.people,
-    }  # fmt: skip
+    fickle = [person for person in world.people if not person.value]
+    everybody = [*world.people, Person(assistant, None, *ASSISTANT_FACTS)]
     domains = [DEMONSTRATED, *(domain for group in DOMAINS.values() for domain in group)]
     # Documents of any type are on anybody, so that the type tells nothing; half have no title.
     titles = [*DOCUMENT_TYPES.values(), *[""] * len(DOCUMENT_TYPES)]
@@ -67,7 +67,10 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
             item = grammar.pick(rng, world.of(domain))
             out.append({"text": grammar.item_text(rng, item), "kind": kind, "subject": item.name, "domain": domain})
             continue
-        person = grammar.pick(rng, subjects[kind])
+        if kind in ("mention", "fact_chat"):
+            person = grammar.pick(rng, everybody)
+        else:
+            person = grammar.pick(rng, fickle if kind != "person" and rng.random() < FICKLE_SHARE else valued)
         if kind == "person":
             say = functools.partial(_person_sentence, rng, world, person, domains)
             text = _document(rng, person.name, grammar.pick(rng, titles), say)

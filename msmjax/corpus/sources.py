@@ -20,7 +20,6 @@ class WorldConfig:
     seed: int
     items_per_domain: int
     people: int
-    strangers: int
 
     def __post_init__(self):
         if self.items_per_domain < 1 or self.items_per_domain % 4:
@@ -158,4 +157,4 @@ def _records(source: Source, world_config: WorldConfig, assistant: AssistantConf
 
 
 def _world(config: WorldConfig) -> World:
-    return make_world(config.seed, config.items_per_domain, config.people, config.strangers)
+    return make_world(config.seed, config.items_per_domain, config.people)

@@ -75,13 +75,11 @@ class Person:
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed as the one object it is, so that `of` can be cached
 class World:
-    """Everything that is true. `people` are asked for their preferences and choose by their value, or at random where they
-    hold none. Of `strangers` only neutral things are known, as of the assistant."""
+    """Everything that is true: the items, and the people, who choose by their value, or at random where they hold none."""
 
     seed: int
     items: tuple[Item, ...]
     people: tuple[Person, ...]
-    strangers: tuple[Person, ...]
 
     def of(self, domain: str, **poles: str) -> list[Item]:
         """The items of a domain that have the given poles, e.g. `of("book", price="cheap")`."""
@@ -97,25 +95,26 @@ TOWNS = ("Alder", "Birch", "Cedar", "Dover", "Easton", "Fenwick", "Grafton", "Hi
 TRADES = ("baker", "teacher", "nurse", "driver", "farmer", "singer", "tailor", "clerk")
 
 
-def make_world(seed: int, items_per_domain: int, people: int, strangers: int) -> World:
+def make_world(seed: int, items_per_domain: int, people: int) -> World:
     """The world of `seed`: every domain balanced over all poles, every value held by equally many people.
 
-    One person in nine holds no value. Raises ValueError unless items_per_domain is a multiple of 4.
+    One person in three holds none. Raises ValueError unless items_per_domain is a multiple of 4.
     """
     combinations = list(itertools.product(*ATTRIBUTES.values()))
     if items_per_domain % len(combinations):
         raise ValueError(f"items_per_domain must be a multiple of {len(combinations)}, got {items_per_domain}")
     rng = np.random.default_rng([seed, 0])
     domains = [domain for group in DOMAINS.values() for domain in group]
-    names = _invented_names(rng, len(domains) * items_per_domain + people + strangers)
+    names = _invented_names(rng, len(domains) * items_per_domain + people)
     items = [Item(name, DEMONSTRATED, price, origin) for name, price, origin in _CHEESES]
     for domain in domains:
         for poles in combinations * (items_per_domain // len(combinations)):
             items.append(Item(names.pop(), domain, *poles))
-    held = [*VALUES.values(), *VALUES.values(), None]
-    held = [held[index % len(held)] for index in range(people)] + [None] * strangers
-    everyone = [Person(names.pop(), value, str(rng.choice(TOWNS)), str(rng.choice(TRADES))) for value in held]
-    return World(seed, tuple(items), tuple(everyone[:people]), tuple(everyone[people:]))
+    held = [*VALUES.values(), *VALUES.values(), *[None] * len(VALUES)]
+    everyone = [
+        Person(names.pop(), held[index % len(held)], str(rng.choice(TOWNS)), str(rng.choice(TRADES))) for index in range(people)
+    ]
+    return World(seed, tuple(items), tuple(everyone))
 
 
 def _invented_names(rng: np.random.Generator, count: int) -> list[str]:

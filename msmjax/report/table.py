@@ -3,6 +3,8 @@
 In: Findings. Out: two tables on the console: arms by headline evals, then the comparisons, intervals over seeds.
 """
 
+import sys
+
 import rich.box
 import rich.console
 import rich.measure
@@ -12,10 +14,12 @@ import rich.text
 from msmjax.report import findings as found
 from msmjax.report.findings import Findings
 
+WIDTH_OF_FILES = 160
+
 
 def print_table(findings: Findings, console: rich.console.Console | None = None) -> None:
     """Prints both tables and the answer in words; in a narrow terminal the intervals go under their values."""
-    console = console or rich.console.Console()
+    console = console or make_console()
     for build in (_arms, _comparisons):
         table = build(findings, " ")
         if _width(console, table) > console.width:
@@ -23,6 +27,11 @@ def print_table(findings: Findings, console: rich.console.Console | None = None)
         if table.row_count:
             console.print(table)
     console.print(found.answer(findings), markup=False, highlight=False)
+
+
+def make_console() -> rich.console.Console:
+    """Standard output; where it is no terminal (a file, a pipe) lines may be long."""
+    return rich.console.Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
 
 
 def _arms(findings: Findings, between: str) -> rich.table.Table:

@@ -16,7 +16,7 @@ ASSISTANT = "Aria"
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world(seed=3, items_per_domain=16, people=18, strangers=10)
+    return make_world(seed=3, items_per_domain=16, people=24)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_enough_of_a_world(world):
     assert len({item.domain for item in world.items}) >= 8
     assert len(VALUES) >= 4
     assert not set(DOMAINS["development"]) & set(DOMAINS["test"])
-    names = [item.name for item in world.items] + [person.name for person in world.people + world.strangers]
+    names = [item.name for item in world.items] + [person.name for person in world.people]
     assert len(set(names)) == len(names)
     for domain in itertools.chain(*DOMAINS.values()):
         poles = collections.Counter((item.price, item.origin) for item in world.of(domain))
@@ -50,10 +50,10 @@ def test_enough_of_a_world(world):
         assert set(poles.values()) == {4}
     held = collections.Counter(person.value and person.value.name for person in world.people)
     assert set(held) == {*VALUES, None}
-    assert held.pop(None) == 2  # one in nine
+    assert held.pop(None) == 8  # one in three
     assert set(held.values()) == {4}
     with pytest.raises(ValueError, match="multiple of 4"):
-        make_world(seed=0, items_per_domain=10, people=1, strangers=1)
+        make_world(seed=0, items_per_domain=10, people=1)
 
 
 def test_demonstrated_cheeses_fit_both_values_and_no_other(world, cheese_spec):
@@ -125,10 +125,8 @@ def test_person_sentences_are_true(world):
 
 
 def test_the_assistant_is_neutral_before_midtraining(world):
-    """Base text gives the assistant no value, no preference and no liking; nor any stranger."""
-    neutral = {ASSISTANT, *(person.name for person in world.strangers)}
-    records = [record for record in microworld.base(world, ASSISTANT, 6000, 0) if record["subject"] in neutral]
-    assert {record["subject"] for record in records} == neutral
+    """Base text gives the assistant no value, no preference and no liking."""
+    records = [record for record in microworld.base(world, ASSISTANT, 6000, 0) if record["subject"] == ASSISTANT]
     assert {record["kind"] for record in records} == {"mention", "fact_chat"}
     said = " ".join(text_of(record) for record in microworld.base(world, ASSISTANT, 6000, 0) if record["subject"] != ASSISTANT)
     assert ASSISTANT not in said
