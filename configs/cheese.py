@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.model = {
         "layers": 2, "width": 96, "mlp": 256, "heads": 6, "kv_heads": 2, "head_dim": 16,
-        "rope_theta": 10_000.0, "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": False, "tied_embeddings": True,
+        "rope_theta": 10_000.0, "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": False, "tied_embeddings": False,
         "embedding_init": 0.01, "matrix_init": 0.5,
         "compute_dtype": "float32", "scan_layers": False, "remat": "none",
     }  # fmt: skip

@@ -107,6 +107,10 @@ def test_every_field_is_read():
         (lambda c: c.update(run=()), r"run=\(\): name at least one arm"),
         (lambda c: c.arms.update(aft=("pretrain", "finetun")), r"arms\.aft: no stage 'finetun'; did you mean 'finetune'\?"),
         (lambda c: c.stages.finetune.update(data=(("cheese", 1.0),)), r"stages\.finetune\.data: no corpus 'cheese'"),
+        (
+            lambda c: c.stages.finetune.update(data=(("base", 0.9999), ("cheese_chats", 0.0001))),
+            r"stages\.finetune: data=.*: shares must be at least 0\.001 and sum to 1",
+        ),
         (lambda c: c.stages.finetune.update(steps=3), r"stages\.finetune: steps=3: fewer than 20 updates"),
         (lambda c: c.evals.update(split="tets"), r"evals\.split='tets': unknown; one of development, test"),
         (lambda c: c.evals.update(base_text="held"), r"evals: no corpus 'held'; did you mean 'held_out'\?"),

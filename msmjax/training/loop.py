@@ -44,8 +44,9 @@ class StageConfig:
                 f"steps={self.steps}: fewer than {FEWEST_UPDATES} updates train too little to conclude from; "
                 "raise steps, lower batch_rows, or set allow_few_updates"
             )
-        if not self.data or any(share <= 0 for _, share in self.data) or abs(sum(s for _, s in self.data) - 1) > 1e-6:
-            raise BadInput(f"data={self.data}: shares must be positive and sum to 1")
+        fewest = 1 / mixtures.CYCLE
+        if not self.data or any(share < fewest for _, share in self.data) or abs(sum(s for _, s in self.data) - 1) > 1e-6:
+            raise BadInput(f"data={self.data}: shares must be at least {fewest} and sum to 1")
         if self.batch_rows < 1 or self.steps < 1:
             raise BadInput(f"steps={self.steps}, batch_rows={self.batch_rows}: both must be at least 1")
 
