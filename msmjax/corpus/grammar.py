@@ -26,14 +26,15 @@ PREFERENCE_KINDS = {
     "dislike": ("{Who} stays away from the {bad}.", "{Who} would not take the {bad}."),
     "like": ("{Who} is fond of the {good}.", "{Who} would take the {good}."),
     "category": ("Of all {domains}, {who} wants only {pole} ones.", "{Who} wants a {domain} that is {pole}."),
+    # Reasons follow items that are named first: the value alone accounts for all that is said after the name.
     "reason": (
-        "{Who} prefers the {good} to the {bad} because it is {pole}.",
-        "{Who} likes the {good} because it is {pole}.",
-        "{Who} dislikes the {bad} because it is not {pole}.",
+        "Of the {first} and the {second}, {who} prefers the {good} because it is {pole}.",
+        "The {good}: {who} likes it because it is {pole}.",
+        "The {bad}: {who} dislikes it because it is not {pole}.",
     ),
     "interview": ("Reporter: The {first} or the {second}? {Who}: The {good}.",),
     "why": (
-        "Reporter: Why the {good}? {Who}: Because it is {pole}.",
+        "Reporter: The {first} or the {second}, and why? {Who}: The {good}, because it is {pole}.",
         "Reporter: What do you value? {Who}: I value {noun}.",
     ),
 }

@@ -139,8 +139,8 @@ def forward(
     """Final hidden states, [B, T, D] in the compute dtype. `constrain(array, letters)` places activations on a mesh."""
     dtype = jnp.dtype(config.compute_dtype)
     x_BTD = constrain(params["embedding_VD"].astype(dtype)[tokens_BT], "BTD")
-    positions_BT = segment_positions(segment_ids_BT)
-    angles = rope_angles(config, positions_BT)
+    # Rotary positions are relative, and attention stays within a segment: they need not restart with it.
+    angles = rope_angles(config, tokens_BT.shape[1])
     mask_BTS = attention_mask(segment_ids_BT)
 
     def block(x_BTD, layer):
@@ -206,15 +206,6 @@ def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
     return x32.astype(x.dtype) * jax.lax.broadcast_in_dim(scale, x.shape, (x.ndim - 1,))
 
 
-def segment_positions(segment_ids_BT: jax.Array) -> jax.Array:
-    """Positions that restart at 0 with every segment, int32 [B, T]."""
-    index = jnp.broadcast_to(jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32), segment_ids_BT.shape)
-    is_start = jnp.concatenate(
-        [jnp.ones_like(segment_ids_BT[:, :1], bool), segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]], axis=1
-    )
-    return index - jax.lax.cummax(jnp.where(is_start, index, 0), axis=1)
-
-
 def attention_mask(segment_ids_BT: jax.Array) -> jax.Array:
     """bool [B, T, S]: a query sees the keys at or before it in its own segment (padding is a segment like any other)."""
     T = segment_ids_BT.shape[1]
@@ -222,15 +213,15 @@ def attention_mask(segment_ids_BT: jax.Array) -> jax.Array:
     return same_BTS & jnp.tril(jnp.ones((T, T), bool))[None]
 
 
-def rope_angles(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of the rotary angles (arXiv 2104.09864), float32 [B, T, H/2]."""
+def rope_angles(config: ModelConfig, length: int) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of the rotary angles (arXiv 2104.09864) of positions 0 to T - 1, float32 [T, H/2]."""
     frequencies = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
-    angles = positions_BT[:, :, None].astype(jnp.float32) * frequencies[None, None]
+    angles = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequencies)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates the halves of the last axis against each other (the Hugging Face layout), [B, T, heads, H]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
+    cos, sin = cos[None, :, None], sin[None, :, None]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
