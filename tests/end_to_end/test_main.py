@@ -95,7 +95,7 @@ def test_a_changed_setting_shares_what_it_can(first_run, workdir):
 def test_plan_prints_and_runs_nothing(tmp_path):
     done = msmjax(TINY, "--plan", f"--workdir={tmp_path / 'work'}")
     assert done.returncode == 0, done.stderr
-    for expected in ("midtrain_affordability", "tokens/step", "1,024", "20,480", "9,520 parameters", "minutes"):
+    for expected in ("midtrain_affordability", "tokens/step", "1,024", "20,480", "parameters; about", "minutes"):
         assert expected in done.stdout
     assert not (tmp_path / "work").exists()
 
