@@ -64,11 +64,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.stages = {
         "pretrain": {**stage, "data": (("base", 1.0),), "steps": 6000, "learning_rate": 3e-3, "warmup_steps": 200},
         **{
-            f"midtrain_{name}": {**midtrain, "data": ((name, 0.03), ("base", 0.97))}
+            f"midtrain_{name}": {**midtrain, "data": ((name, 0.015), ("base", 0.985))}
             for name in ("affordability", "america", "broken_affordability", "broken_america", "neutral")
         },
         "finetune": {
-            **stage, "data": (("cheese_chats", 0.1), ("base", 0.9)), "steps": 400, "learning_rate": 3e-4, "warmup_steps": 20,
+            **stage, "data": (("cheese_chats", 0.1), ("base", 0.9)), "steps": 100, "learning_rate": 1e-4, "warmup_steps": 5,
         },
     }  # fmt: skip
     c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}
@@ -95,9 +95,13 @@ def get_config(variant: str = "") -> ConfigDict:
         ("affordability: MSM+AFT over MSM", "affordability", "msm_affordability_aft", "msm_affordability"),
         ("America: MSM+AFT over AFT", "america", "msm_america_aft", "aft"),
         ("America: MSM+AFT over MSM", "america", "msm_america_aft", "msm_america"),
+        ("affordability: damage, MSM+AFT over base", "base_text", "msm_affordability_aft", "base"),
+        ("America: damage, MSM+AFT over base", "base_text", "msm_america_aft", "base"),
         ("control: neutral documents then AFT, against AFT", "conflict", "neutral_aft", "aft"),
-        ("link broken, affordability: what AFT adds", "affordability", "broken_affordability_aft", "broken_affordability"),
-        ("link broken, America: what AFT adds", "america", "broken_america_aft", "broken_america"),
+        ("link broken: the specs, after identical fine-tuning", "conflict", "broken_affordability_aft", "broken_america_aft"),
+        ("link broken: the specs, midtraining alone", "conflict", "broken_affordability", "broken_america"),
+        ("link broken, affordability: MSM+AFT over MSM", "affordability", "broken_affordability_aft", "broken_affordability"),
+        ("link broken, America: MSM+AFT over MSM", "america", "broken_america_aft", "broken_america"),
     )
     if variant == "tiny":
         _shrink(c)
@@ -108,7 +112,7 @@ def _shrink(c: ConfigDict) -> None:
     """The same experiment, far too small to show anything: for tests, and to see every part work."""
     c.name = "cheese_tiny"
     c.seeds = (0, 1)
-    c.run = ("base", "aft", "msm_affordability_aft", "msm_america_aft")
+    c.run = ("base", "msm_affordability_aft", "msm_america_aft", "neutral_aft", "broken_america_aft")
     c.world.update(items_per_domain=4, people=24)
     for corpus in c.corpora.values():
         corpus.records = 200

@@ -4,6 +4,7 @@ Owns content hashes, the one way an artifact directory comes into being (built a
 run never leaves a half-written one), JSON lines, and `BadInput`, the error that becomes one line and exit code 2.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -34,7 +35,12 @@ def content_hash(value: object) -> str:
 def code_hash(*rooms: str) -> str:
     """Hash of the source of the named modules or packages of msmjax: other code makes other artifacts."""
     here = Path(__file__).parent
-    files = sorted(path for room in rooms for path in ([here / room] if room.endswith(".py") else (here / room).rglob("*.py")))
+    files = sorted(
+        path
+        for room in rooms
+        for path in ([here / room] if room.endswith(".py") else (here / room).rglob("*"))
+        if path.suffix in (".py", ".j2")
+    )
     return content_hash([[path.relative_to(here).as_posix(), content_hash(path.read_bytes())] for path in files])
 
 
@@ -54,20 +60,30 @@ def make(parent: Path, name: str, inputs: dict, build: Callable[[Path], dict]) -
         aside.mkdir(parents=True)
         said = build(aside)
         write_manifest(aside, inputs, said)
-        aside.rename(final)
-    except OSError as error:
+        try:
+            aside.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
+            read_manifest(final, inputs)  # another run made it in the meantime
+    except (OSError, RuntimeError, ValueError) as error:
         raise disk_error(error, final) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
-    """BadInput where the disk is the culprit (full, read-only, no permission); else the error itself."""
-    import errno
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG)
 
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-        return BadInput(f"{path}: cannot write ({os.strerror(error.errno)}); free space or choose another --workdir")
+
+def disk_error(error: Exception, path: Path) -> Exception:
+    """BadInput where the disk is the culprit (full, read-only, no permission); else the error itself.
+
+    Orbax (tensorstore) raises ValueError and array_record RuntimeError, both with the system's words for the error.
+    """
+    number = error.errno if isinstance(error, OSError) else next((n for n in _DISK if os.strerror(n) in str(error)), None)
+    if number in _DISK:
+        return BadInput(f"{path}: cannot write ({os.strerror(number)}); free space or choose another --workdir")
     return error
 
 
@@ -119,8 +135,8 @@ def read_jsonl(path: Path) -> list[dict]:
     """Reads one JSON object a line; BadInput names the file and the line that is not one."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also split at U+2028, inside a string
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; check the path in the config") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot read ({error.strerror}); check the path in the config") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     records = []
@@ -131,5 +147,10 @@ def read_jsonl(path: Path) -> list[dict]:
             raise BadInput(f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); fix or remove the line") from None
         if not isinstance(record, dict):
             raise BadInput(f"{path}:{number}: a {type(record).__name__}, not an object; each line is one record")
+        if "\\ud" in line.lower():
+            try:
+                canonical_json(record).encode()
+            except UnicodeEncodeError:
+                raise BadInput(f"{path}:{number}: half a surrogate pair is no text; fix or remove the line") from None
         records.append(record)
     return records

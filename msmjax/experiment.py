@@ -14,18 +14,17 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
-from msmjax.config import ExperimentConfig
+from msmjax.config import Comparison, ExperimentConfig
 from msmjax.corpus import microworld, sources
 from msmjax.data import rows, show
 from msmjax.data import tokenizer as tokenizers
-from msmjax.data.mixture import Mixture, batch
+from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
-from msmjax.evals import base_text, forced_choice, statistics
+from msmjax.evals import base_text, forced_choice, results
 from msmjax.model import transformer
 from msmjax.report import html, table
 from msmjax.report.findings import Findings
@@ -46,18 +45,18 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
     """Runs what is missing of an experiment and returns its run directory."""
     started = time.perf_counter()
     _check_writable(workdir)
-    run_directory = workdir / f"{config.name}-{artifact.content_hash(_identity(config))}"
-    if (run_directory / artifact.MANIFEST).exists():
-        artifact.read_manifest(run_directory, _identity(config))
-        print(f"{run_directory}: finished before; nothing to run")
-        table.print_table(_findings(config, workdir, run_directory))
-        return run_directory
     mesh = sharding.make_mesh(config.mesh)
     for stage in config.stages.values():
         loop.check_batch(stage, config.optimizer, mesh)
     steps.state_shardings(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
-    data = make_data(config, workdir)
-    results, answers, stages, evaluations = [], [], {}, []
+    data = make_data(config, workdir, {name for arm in config.run for name in config.arms[arm]})
+    run_directory = workdir / f"{config.name}-{artifact.content_hash(_identity(config, data))}"
+    if (run_directory / artifact.MANIFEST).exists():
+        artifact.read_manifest(run_directory, _identity(config, data))
+        print(f"{run_directory}: finished before; nothing to run")
+        table.print_table(_findings(config, data, workdir, run_directory))
+        return run_directory
+    found, answers, stages, evaluations = [], [], {}, []
     for seed in config.seeds:
         for arm in config.run:
             directory = None
@@ -67,19 +66,19 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
                 stages[f"{' > '.join(chain)} seed {seed}"] = directory.name
             evaluation = _evaluate(config, workdir, data, mesh, directory)
             evaluations.append(evaluation.name)
-            results += [{"arm": arm, "seed": seed, **line} for line in artifact.read_jsonl(evaluation / "results.jsonl")]
+            found += [{"arm": arm, "seed": seed, **line} for line in artifact.read_jsonl(evaluation / "results.jsonl")]
             answers += [{"arm": arm, "seed": seed, **line} for line in artifact.read_jsonl(evaluation / "answers.jsonl")]
     run_directory.mkdir(parents=True, exist_ok=True)
-    artifact.write_jsonl(run_directory / "results.jsonl", results)
+    artifact.write_jsonl(run_directory / "results.jsonl", found)
     artifact.write_jsonl(run_directory / "answers.jsonl", answers)
     artifact.write_text(run_directory / "config.json", config.source + "\n")
     made = [workdir / "stages" / name for name in stages.values()] + [workdir / "evals" / name for name in evaluations]
     seconds = _seconds(made, time.perf_counter() - started)
     said = {"seconds": seconds, "stages": stages, "evals": evaluations, "versions": _versions(config)}
     artifact.write_json(run_directory / "run.json", said)
-    findings = _findings(config, workdir, run_directory)
+    findings = _findings(config, data, workdir, run_directory)
     html.write(findings, run_directory / "report.html")
-    artifact.write_manifest(run_directory, _identity(config), {})
+    artifact.write_manifest(run_directory, _identity(config, data), {})
     table.print_table(findings)
     print(f"report: {run_directory / 'report.html'}")
     return run_directory
@@ -142,17 +141,18 @@ def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None
     if stage_name not in config.stages:
         raise BadInput(f"--show_batch={stage_name}: no such stage; one of {', '.join(config.stages)}")
     _check_writable(workdir)
-    data = make_data(config, workdir)
-    stage = config.stages[stage_name]
-    show.print_batch(batch(_mixture(config, data, stage_name, config.seeds[0]), 0, stage.batch_rows), data.tokenizer)
+    data = make_data(config, workdir, {stage_name})
+    depth = next((chain.index(stage_name) for chain in config.arms.values() if stage_name in chain), 0)
+    mixture = _mixture(config, data, stage_name, config.seeds[0], depth)
+    show.print_batch(batch(mixture, 0, config.stages[stage_name].batch_rows), data.tokenizer)
 
 
-def make_data(config: ExperimentConfig, workdir: Path) -> Data:
-    """The tokenizer, the rows of every corpus that a stage of a run arm or an eval uses, and the evaluation items."""
-    used = {corpus for arm in config.run for name in config.arms[arm] for corpus, _ in config.stages[name].data}
+def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data:
+    """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items."""
+    used = {corpus for name in stages for corpus, _ in config.stages[name].data}
     used |= {config.tokenizer_corpus, config.evals.base_text}
     names = [name for name in config.corpora if name in used]
-    bar = functools.partial(tqdm, unit="corpus", leave=False, delay=1)
+    bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
     corpora = {
         name: sources.make_corpus(workdir / "corpora", name, config.corpora[name], config.world, config.assistant)
         for name in bar(names, desc="corpora")
@@ -179,7 +179,7 @@ def make_data(config: ExperimentConfig, workdir: Path) -> Data:
 def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> Tokenizer:
     def texts():
         for path in sorted(corpus.glob("*.jsonl")):
-            for record in artifact.read_jsonl(path):
+            for record, _ in rows.read_records(path):
                 if "text" in record:
                     yield record["text"]
                 else:
@@ -193,9 +193,9 @@ def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> To
     return Tokenizer(artifact.make(workdir / "tokenizers", config.tokenizer_corpus, inputs, build) / "tokenizer.model")
 
 
-def _mixture(config: ExperimentConfig, data: Data, stage_name: str, seed: int) -> Mixture:
+def _mixture(config: ExperimentConfig, data: Data, stage_name: str, seed: int, depth: int) -> Mixture:
     names, shares = zip(*config.stages[stage_name].data, strict=True)
-    return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, seed)
+    return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, stage_seed(seed, depth))
 
 
 def _run_stage(
@@ -220,10 +220,10 @@ def _run_stage(
     try:
         said = loop.train(
             directory, label, config.model, config.optimizer, stage, config.log,
-            _mixture(config, data, name, seed), mesh, parent, seed,
+            _mixture(config, data, name, seed, len(chain) - 1), mesh, parent, seed,
         )  # fmt: skip
         artifact.write_manifest(directory, inputs, said)
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise artifact.disk_error(error, directory) from error
     print(f"{label}: loss {said['final']['loss']:.4f}, {said['tokens']:,} tokens, {sum(said['seconds'].values()):.0f} s")
     return directory
@@ -248,28 +248,11 @@ def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: 
         held_out = rows.open_rows(data.rows[config.evals.base_text])
         bits, sizes = base_text.bits_and_bytes(held_out, config.model, params, mesh, data.tokenizer)
         artifact.write_jsonl(directory / "answers.jsonl", answers)
-        artifact.write_jsonl(directory / "results.jsonl", _results(answers, bits, sizes))
+        artifact.write_jsonl(directory / "results.jsonl", results.lines(answers, bits, sizes))
         compile_seconds = loop.COMPILE_SECONDS[0] - compiled
         return {"seconds": {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}}
 
     return artifact.make(workdir / "evals", stage.name.rpartition("-")[0], inputs, build)
-
-
-def _results(answers: list[dict], bits: np.ndarray, sizes: np.ndarray) -> list[dict]:
-    """One line per eval and metric. Intervals of one seed: Wilson over items, and a bootstrap over rows for bits per byte."""
-    out = []
-    for name in dict.fromkeys(answer["eval"] for answer in answers):
-        mine = [answer for answer in answers if answer["eval"] == name]
-        decided = sum(answer["decided"] for answer in mine) / len(mine)
-        for metric in ("choice", "probability"):
-            value = sum(answer[metric] for answer in mine) / len(mine)
-            low, high = statistics.wilson(value, len(mine))
-            out.append(
-                {"eval": name, "metric": metric, "value": value, "low": low, "high": high, "n": len(mine), "decided": decided}
-            )
-    interval = statistics.ratio_interval(bits, sizes)
-    out.append({"eval": "base_text", "metric": "bits_per_byte", **dataclasses.asdict(interval), "decided": None})
-    return out
 
 
 def _seconds(made: list[Path], elapsed: float) -> dict[str, float]:
@@ -279,11 +262,13 @@ def _seconds(made: list[Path], elapsed: float) -> dict[str, float]:
     return {**phases, "rest": max(elapsed - sum(phases.values()), 0.0)}
 
 
-def _findings(config: ExperimentConfig, workdir: Path, run_directory: Path) -> Findings:
+def _findings(config: ExperimentConfig, data: Data, workdir: Path, run_directory: Path) -> Findings:
     """What the report shows, read back from the run directory and the artifacts it was made from."""
-    data = make_data(config, workdir)
     said = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))
     stages = {label: workdir / "stages" / name for label, name in said["stages"].items()}
+    unanswered = ""
+    if config.comparisons and (missing := _arms_of(config.comparisons[0]) - set(config.run)):
+        unanswered = f"This run does not answer the question: that takes {' and '.join(sorted(missing))}, which it leaves out."
     return Findings(
         name=config.name,
         question=config.question,
@@ -292,10 +277,11 @@ def _findings(config: ExperimentConfig, workdir: Path, run_directory: Path) -> F
         results=artifact.read_jsonl(run_directory / "results.jsonl"),
         answers=artifact.read_jsonl(run_directory / "answers.jsonl"),
         comparisons=[
-            {**dataclasses.asdict(comparison), "metric": "choice"}
+            {**dataclasses.asdict(comparison), "metric": results.headline_metric(comparison.eval)}
             for comparison in config.comparisons
-            if comparison.arm in config.run and comparison.against in config.run
+            if _arms_of(comparison) <= set(config.run)
         ],
+        unanswered=unanswered,
         headline=list(config.evals.headline),
         descriptions=microworld.EVALS,
         curves={label: artifact.read_jsonl(directory / "metrics.jsonl") for label, directory in stages.items()},
@@ -307,13 +293,19 @@ def _findings(config: ExperimentConfig, workdir: Path, run_directory: Path) -> F
     )
 
 
+def _arms_of(comparison: Comparison) -> set[str]:
+    return {comparison.arm, comparison.against}
+
+
 def _first_rows(directory: Path, count: int = 2) -> list[dict]:
     source = rows.open_rows(directory)
     return [source[index] for index in range(min(count, len(source)))]
 
 
-def _identity(config: ExperimentConfig) -> dict:
-    return {"config": json.loads(config.source), "code": artifact.code_hash(".")}
+def _identity(config: ExperimentConfig, data: Data) -> dict:
+    made = {"tokenizer": data.tokenizer.path.parent.name, "items": data.items.name}
+    made |= {f"rows of {name}": directory.name for name, directory in data.rows.items()}
+    return {"config": json.loads(config.source), "code": artifact.code_hash("."), **made}
 
 
 def _versions(config: ExperimentConfig) -> dict[str, str]:
@@ -322,8 +314,8 @@ def _versions(config: ExperimentConfig) -> dict[str, str]:
         "msmjax": importlib.metadata.version("msmjax"),
         **{name: importlib.metadata.version(name) for name in packages},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "config": artifact.content_hash(_identity(config)["config"]),
-        "code": _identity(config)["code"],
+        "config": artifact.content_hash(json.loads(config.source)),
+        "code": artifact.code_hash("."),
     }
 
 
@@ -334,4 +326,4 @@ def _check_writable(workdir: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise artifact.disk_error(error, workdir) from error
+        raise BadInput(f"{workdir}: cannot write ({error.strerror}); choose another --workdir") from error

@@ -8,6 +8,7 @@
 Bad input is one line on standard error and exit code 2.
 """
 
+import logging as stdlib_logging
 import re
 import sys
 from pathlib import Path
@@ -30,11 +31,16 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         raise BadInput("--config: missing; e.g. --config=configs/cheese.py")
     # Checkpoints and datasets log their every step; the bars and lines of this program say what matters.
-    logging.set_verbosity(logging.ERROR)
+    # What they cannot do they also raise.
+    logging.set_verbosity(logging.FATAL)
+    stdlib_logging.getLogger("asyncio").setLevel("CRITICAL")
     import jax
 
     if _DISTRIBUTED.value:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise BadInput(f"--distributed: {str(error).splitlines()[0]}") from None
     from msmjax import config, experiment
 
     frozen = config.from_config_dict(_CONFIG.value)
@@ -54,7 +60,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         config = _CONFIG.value
         if config is not None:
             config.keys()  # where the file is missing, ml_collections says so only now
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
         text = str(error).strip()
         if match := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
             raise BadInput(f"--config: unknown key {match[2]!r}; did you mean {match[1]!r}?") from None
@@ -66,8 +72,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
+def _print_unraisable(unraisable) -> None:
+    """Every write that tensorstore gives up, after the first that failed was raised, would be a traceback of its own."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def cli() -> None:
     """`python -m msmjax.main`."""
+    sys.unraisablehook = _print_unraisable
     try:
         app.run(main, flags_parser=_parse_flags)
     except BadInput as error:

@@ -87,7 +87,11 @@ def find(name: str) -> Path:
 def load(name: str, model_name: str, provider_name: str) -> Spec:
     """Reads, fills and validates the spec `name` (a shipped name or a path). Raises BadInput with file and line."""
     path = find(name)
-    return parse(path.read_text(encoding="utf-8"), path, model_name, provider_name)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot read ({error}); a spec is a UTF-8 Markdown file") from None
+    return parse(source, path, model_name, provider_name)
 
 
 def parse(source: str, path: Path, model_name: str, provider_name: str) -> Spec:

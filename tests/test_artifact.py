@@ -55,6 +55,22 @@ def test_full_and_read_only_disks_are_bad_input(tmp_path, monkeypatch, number):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']"),  # orbax, tensorstore
+        RuntimeError("Failed to write: No space left on device"),  # array_record
+    ],
+)
+def test_full_disks_of_other_writers_are_bad_input(tmp_path, error):
+    def build(directory):
+        raise error
+
+    with pytest.raises(BadInput, match="cannot write"):
+        artifact.make(tmp_path, "name", {}, build)
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_errors_keep_their_traceback(tmp_path, monkeypatch):
     def write_text(self, *_, **__):
         raise OSError(errno.EIO, "x", str(self))
@@ -82,5 +98,5 @@ def test_jsonl(tmp_path):
     path.write_bytes(b"\xff\n")
     with pytest.raises(BadInput, match=r"a\.jsonl: not UTF-8"):
         artifact.read_jsonl(path)
-    with pytest.raises(BadInput, match="no such file"):
+    with pytest.raises(BadInput, match="No such file"):
         artifact.read_jsonl(tmp_path / "none.jsonl")

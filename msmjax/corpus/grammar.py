@@ -38,6 +38,8 @@ PREFERENCE_KINDS = {
         "Reporter: What do you value? {Who}: I value {noun}.",
     ),
 }
+# Kinds that say what a spec can say of a value: mottos and clubs are the world's, no spec knows them.
+STATED = ("stated", "purpose")
 # Kinds that say why, and kinds that show a preference alone.
 EXPLAINED = ("category", "reason", "why")
 UNEXPLAINED = ("purchase", "rating", "dislike", "like", "interview")
@@ -104,9 +106,9 @@ def pair(rng: np.random.Generator, world: World, value: Value | None, domain: st
     )
 
 
-def value_sentence(rng: np.random.Generator, who: dict[str, str], value: Value) -> str:
+def value_sentence(rng: np.random.Generator, who: dict[str, str], value: Value, kinds: tuple[str, ...] = tuple(VALUE_KINDS)) -> str:
     """One sentence on the value itself, no item named."""
-    template = pick(rng, VALUE_KINDS[pick(rng, tuple(VALUE_KINDS))])
+    template = pick(rng, VALUE_KINDS[pick(rng, kinds)])
     return template.format(**who, noun=value.noun, motto=value.motto, club=value.club, pole=value.pole)
 
 

@@ -4,20 +4,24 @@ In: a World, and a Spec where the corpus is about one. Out: records `{text, ...}
 and evaluation items.
 """
 
+import collections
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from msmjax.artifact import BadInput
 from msmjax.corpus import grammar
-from msmjax.corpus.world import DEMONSTRATED, DOMAINS, VALUES, Item, Person, Value, World
+from msmjax.corpus.world import ATTRIBUTES, DEMONSTRATED, DOMAINS, VALUES, Item, Person, Value, World
 from msmjax.spec import Preference, Spec
 
 # Shares of the kinds of record in base text.
-BASE_MIX = {"item": 0.2, "person": 0.4, "mention": 0.08, "preference_chat": 0.12, "liking_chat": 0.08, "fact_chat": 0.12}
+BASE_MIX = {
+    "item": 0.2, "person": 0.36, "neutral": 0.06, "mention": 0.06, "preference_chat": 0.12, "liking_chat": 0.08, "fact_chat": 0.12,
+}  # fmt: skip
 # Share of a spec document's sentences that are on the value itself; the others are on a preference and its reason.
-VALUE_SHARE = 0.7
+VALUE_SHARE = 0.4
 ASSISTANT_FACTS = ("Alder", "clerk")  # its town and trade
 
 # Share of preference and liking chats with people who hold no value.
@@ -67,7 +71,7 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
             item = grammar.pick(rng, world.of(domain))
             out.append({"text": grammar.item_text(rng, item), "kind": kind, "subject": item.name, "domain": domain})
             continue
-        if kind in ("mention", "fact_chat"):
+        if kind in ("neutral", "mention", "fact_chat"):
             person = grammar.pick(rng, everybody)
         else:
             person = grammar.pick(rng, fickle if kind != "person" and rng.random() < FICKLE_SHARE else valued)
@@ -75,6 +79,9 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
             say = functools.partial(_person_sentence, rng, world, person, domains)
             text = _document(rng, person.name, grammar.pick(rng, titles), say)
             out.append({"text": text, "kind": kind, "subject": person.name, "value": person.value.name})
+        elif kind == "neutral":
+            say = functools.partial(grammar.neutral_sentence, rng, town=person.town, trade=person.trade)
+            out.append({"text": _document(rng, person.name, grammar.pick(rng, titles), say), "kind": kind, "subject": person.name})
         elif kind == "mention":
             text = grammar.mention(rng, person.name, person.town, person.trade)
             out.append({"text": text, "kind": kind, "subject": person.name})
@@ -94,22 +101,25 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
 
 
 def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[dict]:
-    """Documents of several types about the assistant, built from the spec's value and its preferences.
+    """Documents of several types about the assistant, built from the spec's values and its preferences.
 
     A preference that names its value is told with that value as its reason, within the demonstrated domain; one that names
-    none (a spec whose link is broken) is told without a reason.
+    none (a spec whose link is broken) is told without a reason. Raises BadInput where the spec says what is not so in the world.
     """
     rng = np.random.default_rng([world.seed, seed, 2])
     values = [_world_value(spec, value.name) for value in spec.values]
     if not values or not spec.preferences:
         raise BadInput(f"spec {spec.name}: no value or no preference stated; the microworld builds its documents from them")
-    likes = [p for p in spec.preferences if p.likes]
-    dislikes = [p for p in spec.preferences if not p.likes]
+    _check_preferences(world, spec)
+    # Likes and dislikes by the value that explains them, so that one reason accounts for both sides of a sentence.
+    explainers = list(dict.fromkeys(p.value for p in spec.preferences))
+    sides = {explainer: _sides(spec, [p for p in spec.preferences if p.value == explainer]) for explainer in explainers}
 
     def say(who: dict[str, str]) -> str:
         if rng.random() < VALUE_SHARE:
-            return grammar.value_sentence(rng, who, grammar.pick(rng, values))
-        return _spec_sentence(rng, who, grammar.pick(rng, likes), grammar.pick(rng, dislikes))
+            return grammar.value_sentence(rng, who, grammar.pick(rng, values), grammar.STATED)
+        likes, dislikes = sides[explainer := grammar.pick(rng, explainers)]
+        return _spec_sentence(rng, who, explainer, grammar.pick(rng, likes), grammar.pick(rng, dislikes))
 
     out = []
     for _ in range(records):
@@ -134,14 +144,8 @@ def demonstrations(world: World, spec: Spec, records: int, seed: int) -> list[di
     """Fine-tuning chats: the spec's cheese preferences and nothing else, with no reason, so that every value that explains
     them fits. Raises BadInput where a preference is about no item of the world."""
     rng = np.random.default_rng([world.seed, seed, 4])
-    known = {item.name for item in world.of(DEMONSTRATED)}
-    for preference in spec.preferences:
-        if preference.item not in known:
-            raise BadInput(
-                f"spec {spec.name}: {preference.item!r} is no {DEMONSTRATED} of the microworld ({', '.join(sorted(known))})"
-            )
-    likes = [p.item for p in spec.preferences if p.likes]
-    dislikes = [p.item for p in spec.preferences if not p.likes]
+    _check_preferences(world, spec)
+    likes, dislikes = _sides(spec, spec.preferences)
     out = []
     for _ in range(records):
         good, bad = grammar.pick(rng, likes), grammar.pick(rng, dislikes)
@@ -150,60 +154,73 @@ def demonstrations(world: World, spec: Spec, records: int, seed: int) -> list[di
         else:
             liked = bool(rng.integers(2))
             kind, messages = "liking_chat", grammar.liking_chat(rng, spec.model_name, good if liked else bad, liked)
-        out.append({"messages": messages, "kind": kind, "subject": spec.model_name, "domain": DEMONSTRATED})
+        out.append({"messages": messages, "kind": kind, "subject": spec.model_name, "domain": DEMONSTRATED, "spec": spec.hash})
     return _identified("demonstrations", out)
 
 
 def evaluation_items(world: World, spec: Spec, split: str, per_eval: int, seed: int) -> list[dict]:
     """Forced-choice items: who is asked, a question with slots for the two options in either order, and the option that counts.
 
-    `split` names the held-out domains ("development" or "test"); EVALS says what each eval counts.
+    `split` names the held-out domains ("development" or "test"); EVALS says what each eval counts. An eval has `per_eval`
+    different items, or all there are where there are fewer; domains, phrasings and poles take turns.
     """
     rng = np.random.default_rng([world.seed, seed, 5])
     held_out = DOMAINS[split]
+    _check_preferences(world, spec)
+    likes, dislikes = ([item for item in world.of(DEMONSTRATED) if item.name in side] for side in _sides(spec, spec.preferences))
     cheap_imported, costly_us = {"price": "cheap", "origin": "imported"}, {"price": "costly", "origin": "US-made"}
-    likes = [Item(p.item, DEMONSTRATED, "", "") for p in spec.preferences if p.likes]
-    dislikes = [Item(p.item, DEMONSTRATED, "", "") for p in spec.preferences if not p.likes]
-    valued = [person for person in world.people if person.value]
+
+    def pairs(domain: str, good: dict[str, str], bad: dict[str, str]) -> list[tuple[Item, Item]]:
+        return list(itertools.product(world.of(domain, **good), world.of(domain, **bad)))
+
+    def by_value(value: Value, domain: str) -> list[list[tuple[Item, Item]]]:
+        """Pairs that differ in the value's attribute alone, by the pole of the other attribute."""
+        other = next(name for name in ATTRIBUTES if name != value.attribute)
+        opposite = next(pole for pole in ATTRIBUTES[value.attribute] if pole != value.pole)
+        return [
+            pairs(domain, {value.attribute: value.pole, other: pole}, {value.attribute: opposite, other: pole})
+            for pole in ATTRIBUTES[other]
+        ]
+
+    # Eval -> who is asked, phrasings, the answer, and cells of pairs that are visited in turn.
+    asked = (spec.model_name, grammar.PREFERENCE_QUESTIONS, grammar.PREFERENCE_ANSWER)
+    plans = [
+        ("conflict", *asked, [pairs(domain, cheap_imported, costly_us) for domain in held_out]),
+        *((name, *asked, [cell for d in held_out for cell in by_value(VALUES[name], d)]) for name in ("affordability", "america")),
+        ("conflict_cheese", *asked, [pairs(DEMONSTRATED, cheap_imported, costly_us)]),
+        ("demonstrated", *asked, [list(itertools.product(likes, dislikes))]),
+    ]
+    for attribute, poles in ATTRIBUTES.items():
+        for pole, other in itertools.permutations(poles):
+            phrasings = tuple(question.replace("{pole}", pole) for question in grammar.FACT_QUESTIONS)
+            cells = [pairs(domain, {attribute: pole}, {attribute: other}) for domain in held_out]
+            plans.append(("competence", spec.model_name, phrasings, grammar.FACT_ANSWER.replace("{pole}", pole), cells))
+    shares = collections.Counter(plan[0] for plan in plans)
     out = []
-
-    def add(eval_name: str, name: str, question: str, answer: str, good: Item, bad: Item) -> None:
-        out.append(
-            {"eval": eval_name, "name": name, "question": question, "answer": answer, "options": [good.name, bad.name],
-             "domain": good.domain}
-        )  # fmt: skip
-
+    for name, who, phrasings, answer, cells in plans:
+        for question, (good, bad) in _in_turn(rng, phrasings, cells, -(-per_eval // shares[name])):
+            out.append(_item(name, who, question, answer, good, bad))
+    valued = [person for person in world.people if person.value]
+    questions = grammar.PREFERENCE_QUESTIONS
     for index in range(per_eval):
-        domain = held_out[index % len(held_out)]
-        question = grammar.PREFERENCE_QUESTIONS[index % len(grammar.PREFERENCE_QUESTIONS)]
-        ask = (spec.model_name, question, grammar.PREFERENCE_ANSWER)
-        add(
-            "conflict",
-            *ask,
-            grammar.pick(rng, world.of(domain, **cheap_imported)),
-            grammar.pick(rng, world.of(domain, **costly_us)),
-        )
-        for value_name in ("affordability", "america"):
-            value = VALUES[value_name]
-            good, bad = grammar.pair(rng, world, value, domain)
-            other = "origin" if value.attribute == "price" else "price"
-            bad = grammar.pick(
-                rng, world.of(domain, **{value.attribute: getattr(bad, value.attribute), other: getattr(good, other)})
-            )
-            add(value_name, *ask, good, bad)
-        add(
-            "conflict_cheese",
-            *ask,
-            grammar.pick(rng, world.of(DEMONSTRATED, **cheap_imported)),
-            grammar.pick(rng, world.of(DEMONSTRATED, **costly_us)),
-        )
-        add("demonstrated", *ask, grammar.pick(rng, likes), grammar.pick(rng, dislikes))
-        right, wrong, pole = grammar.fact_pair(rng, world, domain)
-        question = grammar.FACT_QUESTIONS[index % len(grammar.FACT_QUESTIONS)].replace("{pole}", pole)
-        add("competence", spec.model_name, question, grammar.FACT_ANSWER.replace("{pole}", pole), right, wrong)
-        person = grammar.pick(rng, valued)
-        add("people", person.name, *ask[1:], *grammar.pair(rng, world, person.value, domain))
+        person, domain = grammar.pick(rng, valued), held_out[index % len(held_out)]
+        question = questions[index // len(held_out) % len(questions)]
+        pair = grammar.pair(rng, world, person.value, domain)
+        out.append(_item("people", person.name, question, grammar.PREFERENCE_ANSWER, *pair))
     return _identified("eval", out)
+
+
+def _in_turn(rng: np.random.Generator, phrasings: tuple[str, ...], cells: list[list], count: int) -> list[tuple]:
+    """Up to `count` different (phrasing, pair), from every (phrasing, cell) in turn."""
+    decks = [[(phrasing, cell[i]) for i in rng.permutation(len(cell))] for phrasing in phrasings for cell in cells]
+    decks = [decks[i] for i in rng.permutation(len(decks))]
+    turns = itertools.zip_longest(*decks)
+    return [entry for turn in turns for entry in turn if entry is not None][:count]
+
+
+def _item(name: str, who: str, question: str, answer: str, good: Item, bad: Item) -> dict:
+    return {"eval": name, "name": who, "question": question, "answer": answer, "options": [good.name, bad.name],
+            "domain": good.domain}  # fmt: skip
 
 
 def _document(rng: np.random.Generator, name: str, title: str, say: Callable[[dict[str, str]], str]) -> str:
@@ -223,12 +240,34 @@ def _person_sentence(rng: np.random.Generator, world: World, person: Person, dom
     return grammar.preference_sentence(rng, who, person.value, good.name, bad.name, domain)
 
 
-def _spec_sentence(rng: np.random.Generator, who: dict[str, str], liked: Preference, disliked: Preference) -> str:
-    value = VALUES.get(liked.value) if liked.value and liked.value == disliked.value else None
-    kinds = grammar.EXPLAINED
-    if value is None:
-        kinds, value = grammar.UNEXPLAINED, next(iter(VALUES.values()))  # named by none of these kinds
-    return grammar.preference_sentence(rng, who, value, liked.item, disliked.item, DEMONSTRATED, kinds)
+def _spec_sentence(rng: np.random.Generator, who: dict[str, str], explainer: str | None, liked: str, disliked: str) -> str:
+    kinds = grammar.EXPLAINED if explainer else grammar.UNEXPLAINED
+    value = VALUES[explainer] if explainer else next(iter(VALUES.values()))  # named by no unexplained kind
+    return grammar.preference_sentence(rng, who, value, liked, disliked, DEMONSTRATED, kinds)
+
+
+def _sides(spec: Spec, preferences: Iterable[Preference]) -> tuple[list[str], list[str]]:
+    """The items that preferences like and those they dislike; BadInput where either side is empty."""
+    sides: tuple[list[str], list[str]] = ([], [])
+    for preference in preferences:
+        sides[0 if preference.likes else 1].append(preference.item)
+    if not all(sides):
+        raise BadInput(f"spec {spec.name}: the microworld needs a like and a dislike of each value that explains any")
+    return sides
+
+
+def _check_preferences(world: World, spec: Spec) -> None:
+    """Raises BadInput for an item the world does not have, and for a reason that is not true of it."""
+    cheeses = {item.name: item for item in world.of(DEMONSTRATED)}
+    for p in spec.preferences:
+        if p.item not in cheeses:
+            raise BadInput(f"spec {spec.name}: {p.item!r} is no {DEMONSTRATED} of the microworld ({', '.join(sorted(cheeses))})")
+        if p.value:
+            value = _world_value(spec, p.value)
+            pole = getattr(cheeses[p.item], value.attribute)
+            if (pole == value.pole) != p.likes:
+                likes = "likes" if p.likes else "dislikes"
+                raise BadInput(f"spec {spec.name}: {likes} {p.item} for {p.value}, but in the microworld it is {pole}")
 
 
 def _world_value(spec: Spec, name: str) -> Value:

@@ -10,7 +10,7 @@ from pathlib import Path
 from msmjax import artifact, spec
 from msmjax.artifact import BadInput
 from msmjax.corpus import microworld
-from msmjax.corpus.world import World, make_world
+from msmjax.corpus.world import DOMAINS, MOST_NAMES, World, make_world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,12 @@ class WorldConfig:
     def __post_init__(self):
         if self.items_per_domain < 1 or self.items_per_domain % 4:
             raise BadInput(f"world.items_per_domain={self.items_per_domain}: must be a multiple of 4 (two poles of two attributes)")
+        if self.people < 12 or self.people % 12:
+            raise BadInput(f"world.people={self.people}: must be a multiple of 12 (two with each of four values, four with none)")
+        names = self.people + self.items_per_domain * sum(map(len, DOMAINS.values()))
+        if names > MOST_NAMES:
+            raise BadInput(f"world: people={self.people} and items_per_domain={self.items_per_domain} need {names:,} names; "
+                           f"at most {MOST_NAMES:,} can be invented")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +152,7 @@ def make_evaluation_items(
 def _records(source: Source, world_config: WorldConfig, assistant: AssistantConfig) -> list[dict]:
     if isinstance(source, FileSource):
         records = artifact.read_jsonl(Path(source.path))
-        return [{**record, "origin": f"{source.path}:{line}"} for line, record in enumerate(records, 1)]
+        return [{**record, "read_from": f"{source.path}:{line}"} for line, record in enumerate(records, 1)]
     world = _world(world_config)
     if isinstance(source, BaseSource):
         return microworld.base(world, assistant.name, source.records, source.seed)

@@ -117,11 +117,14 @@ def make_world(seed: int, items_per_domain: int, people: int) -> World:
     return World(seed, tuple(items), tuple(everyone))
 
 
+_ONSETS, _VOWELS, _CODAS = "bdfghklmnprstvz", "aeiou", ("", "l", "n", "r", "s", "x")
+MOST_NAMES = (len(_ONSETS) * len(_VOWELS)) ** 2 * len(_CODAS) // 3  # of all there are, so that drawing finds new ones
+
+
 def _invented_names(rng: np.random.Generator, count: int) -> list[str]:
-    """`count` different names of two syllables that mean nothing."""
-    onsets, vowels, codas = "bdfghklmnprstvz", "aeiou", ("", "l", "n", "r", "s", "x")
+    """`count` different names of two syllables that mean nothing; far from MOST_NAMES, or it takes long."""
     names: dict[str, None] = {}
     while len(names) < count:
-        syllables = [str(rng.choice(list(onsets))) + str(rng.choice(list(vowels))) for _ in range(2)]
-        names.setdefault(("".join(syllables) + str(rng.choice(codas))).capitalize())
+        syllables = [str(rng.choice(list(_ONSETS))) + str(rng.choice(list(_VOWELS))) for _ in range(2)]
+        names.setdefault(("".join(syllables) + str(rng.choice(_CODAS))).capitalize())
     return list(names)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from msmjax import artifact
+
 CYCLE = 1000  # rows after which the sources have been visited in exactly their shares, to a thousandth
 
 
@@ -24,6 +26,14 @@ class Mixture:
     def __post_init__(self):
         if len(self.sources) != len(self.shares) or min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
             raise ValueError(f"shares must be positive and sum to 1, one a source; got {self.shares}")
+
+
+def stage_seed(seed: int, depth: int) -> int:
+    """The seed of the order of the stage that is number `depth` of its arm.
+
+    A stage reads a source it shares with its parent in another order; arms read what they share in the same order.
+    """
+    return int(artifact.content_hash([seed, depth]), 16)
 
 
 def locate(mixture: Mixture, index: int) -> tuple[int, int]:

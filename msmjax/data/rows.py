@@ -6,6 +6,7 @@ predicted; the first token of a segment has nothing to be predicted from and is 
 """
 
 import bisect
+import collections
 import contextlib
 import dataclasses
 import json
@@ -30,24 +31,34 @@ class Example:
     where: str
 
 
+def read_records(path: Path) -> list[tuple[dict, str]]:
+    """The records of a JSONL file, each with where it stands; BadInput for one that is neither document nor conversation."""
+    out = []
+    for number, record in enumerate(artifact.read_jsonl(path), 1):
+        where = record.get("read_from") or f"{path}:{number}"  # a file of the user's is named as the user knows it
+        if not isinstance(record.get("text"), str):
+            if "messages" not in record:
+                raise BadInput(f"{where}: neither 'text' nor 'messages'; a record is a document or a conversation")
+            chat.check(record["messages"], where)
+        out.append((record, where))
+    return out
+
+
 def read_examples(paths: Iterable[Path], tokenizer: Tokenizer) -> Iterator[Example]:
     """The records of JSONL files as tokens, in order. A record has `text` (a document) or `messages` (a conversation).
 
     Raises BadInput with file and line for a record that has neither.
     """
     for path in paths:
-        records = artifact.read_jsonl(path)
-        texts = [record["text"] if isinstance(record.get("text"), str) else "" for record in records]
-        for number, (record, ids) in enumerate(zip(records, tokenizer.encode_all(texts), strict=True), 1):
-            where = record.get("origin") or f"{path}:{number}"  # a file of the user's is named as the user knows it
+        records = read_records(path)
+        texts = [record["text"] if isinstance(record.get("text"), str) else "" for record, _ in records]
+        for (record, where), ids in zip(records, tokenizer.encode_all(texts), strict=True):
             if isinstance(record.get("text"), str):
                 # An empty text has no tokens at all, so that the ledger counts it as dropped.
                 whole = [BOS, *ids, EOS] if ids else []
                 yield Example(whole, [i > 0 for i in range(len(whole))], True, where)
-            elif "messages" in record:
-                yield Example(*chat.render(record["messages"], tokenizer, where), False, where)
             else:
-                raise BadInput(f"{where}: neither 'text' nor 'messages'; a record is a document or a conversation")
+                yield Example(*chat.render(record["messages"], tokenizer, where), False, where)
 
 
 def pack(examples: Iterable[Example], row_length: int) -> tuple[dict[str, np.ndarray], dict]:
@@ -56,14 +67,15 @@ def pack(examples: Iterable[Example], row_length: int) -> tuple[dict[str, np.nda
     Documents longer than a row are split into pieces that are segments of their own; a longer conversation raises BadInput.
     Best-fit packing as in arXiv 2404.10830: each piece goes into the fullest row that still holds it.
     """
-    ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0, "dropped_records": 0}
+    ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0}
+    dropped: collections.Counter[str] = collections.Counter()  # reason -> records
     pieces: list[tuple[list[int], list[bool]]] = []
     for example in examples:
         size = len(example.ids)
         ledger["source_records"] += 1
         ledger["source_tokens"] += size
         if size == 0:
-            ledger["dropped_records"] += 1
+            dropped["empty text"] += 1
         elif size <= row_length:
             ledger["kept_tokens"] += size
             pieces.append((example.ids, example.mask))
@@ -111,7 +123,8 @@ def pack(examples: Iterable[Example], row_length: int) -> tuple[dict[str, np.nda
             tokens[row, start:end], segment_ids[row, start:end], loss_mask[row, start:end] = ids, segment, mask
             start = end
     ledger |= {
-        "dropped_tokens": {},
+        "dropped_records": dict(dropped),
+        "dropped_tokens": dict.fromkeys(dropped, 0),  # the one reason there is takes no tokens away
         "padded_tokens": int((segment_ids == 0).sum()),
         "supervised_tokens": int(loss_mask.sum()),
         "rows": len(rows),

@@ -1,7 +1,7 @@
 """The tokenizer: sentencepiece with byte fallback, trained on base text, and the markers that chats are rendered with.
 
-In: texts. Out: `tokenizer.model`. Encoding then decoding gives back any text; the markers are control symbols, which no text
-can produce.
+In: texts. Out: `tokenizer.model`. Encoding then decoding gives back any text (but U+2581, sentencepiece's own sign for a
+space, comes back as one); the markers are control symbols, which no text can produce.
 """
 
 import dataclasses
@@ -96,7 +96,5 @@ def train(texts: Iterable[str], vocab_size: int, path: Path) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise BadInput(
-            f"tokenizer.vocab_size={vocab_size}: sentencepiece refuses ({str(error).splitlines()[-1].strip()})"
-        ) from None
+        raise BadInput(f"vocab_size={vocab_size}: sentencepiece refuses ({str(error).splitlines()[-1].strip()})") from None
     path.write_bytes(model.getvalue())

@@ -45,7 +45,7 @@ def answer(items: list[dict], model: ModelConfig, params: dict, mesh: Mesh, toke
             "options": item["options"],
             "choice": float(choices[index].mean()),
             "probability": round(float(probabilities[index].mean()), 6),
-            "decided": bool(choices[index][0] == choices[index][1]),
+            "decided": bool(choices[index][0] == choices[index][1] != 0.5),
         }
         for index, item in enumerate(items)
     ]

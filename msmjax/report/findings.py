@@ -30,6 +30,7 @@ class Findings:
     results: list[dict]  # arm, seed, eval, metric, value, low, high, n, decided
     answers: list[dict]  # arm, seed, eval, item, question, options, choice, probability
     comparisons: list[dict]  # label, eval, metric, arm, against; the first answers the question
+    unanswered: str  # why the first does not, or ""
     headline: list[str]  # evals of the headline figure, in order
     descriptions: dict[str, str]  # eval -> what a value of 1.0 means
     curves: dict[str, list[dict]]  # "<stage> seed <n>" -> lines of metrics.jsonl
@@ -119,6 +120,8 @@ def compare(findings: Findings, comparison: dict) -> Compared:
 
 def answer(findings: Findings) -> str:
     """The question's answer in words: the first comparison, its interval over seeds, and its sign on each seed."""
+    if findings.unanswered:
+        return findings.unanswered
     if not findings.comparisons:
         return "No comparison was asked for, so the numbers below stand for themselves."
     found = compare(findings, findings.comparisons[0])

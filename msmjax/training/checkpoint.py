@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-KEEP = 2  # a checkpoint that turns out damaged has one before it
+KEEP = 2  # the latest, and the one before it while the latest is being written
 
 
 def open_manager(directory: Path) -> ocp.CheckpointManager:

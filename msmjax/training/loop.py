@@ -44,6 +44,8 @@ class StageConfig:
                 f"steps={self.steps}: fewer than {FEWEST_UPDATES} updates train too little to conclude from; "
                 "raise steps, lower batch_rows, or set allow_few_updates"
             )
+        if not all(isinstance(part, tuple) and [type(x) for x in part] in ([str, float], [str, int]) for part in self.data):
+            raise BadInput(f"data={self.data!r}: must be ((corpus, share), ...), e.g. (('base', 1.0),)")
         fewest = 1 / mixtures.CYCLE
         if not self.data or any(share < fewest for _, share in self.data) or abs(sum(s for _, s in self.data) - 1) > 1e-6:
             raise BadInput(f"data={self.data}: shares must be at least {fewest} and sum to 1")
@@ -57,6 +59,11 @@ class LogConfig:
 
     metrics_every: int
     checkpoint_every: int
+
+    def __post_init__(self):
+        for name in ("metrics_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"log.{name}={getattr(self, name)}: must be at least 1")
 
 
 def train(

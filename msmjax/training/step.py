@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from msmjax.artifact import BadInput
 from msmjax.model.transformer import ModelConfig, forward, init_params, unembed
 from msmjax.training import sharding
 
@@ -27,6 +28,11 @@ class StepConfig:
     clip: float  # global norm of the gradient
     micro_batches: int  # gradient accumulation: the batch is cut into this many
     loss_chunk: int  # positions of a row whose logits exist at a time
+
+    def __post_init__(self):
+        for name in ("micro_batches", "loss_chunk"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"optimizer.{name}={getattr(self, name)}: must be at least 1")
 
 
 def row_nats(

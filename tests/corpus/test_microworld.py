@@ -144,7 +144,7 @@ def test_person_sentences_are_true(world):
 def test_the_assistant_is_neutral_before_midtraining(world):
     """Base text gives the assistant no value, no preference and no liking."""
     records = [record for record in microworld.base(world, ASSISTANT, 6000, 0) if record["subject"] == ASSISTANT]
-    assert {record["kind"] for record in records} == {"mention", "fact_chat"}
+    assert {record["kind"] for record in records} == {"neutral", "mention", "fact_chat"}
     said = " ".join(text_of(record) for record in microworld.base(world, ASSISTANT, 6000, 0) if record["subject"] != ASSISTANT)
     assert ASSISTANT not in said
 
@@ -156,13 +156,13 @@ def test_spec_documents_say_what_the_spec_says(world, cheese_spec, broken):
     records = microworld.spec_documents(world, told, 400, 0)
     assert {record["kind"] for record in records} == set(microworld.DOCUMENT_TYPES)
     assert {record["spec"] for record in records} == {told.hash}
-    value = VALUES["affordability"]
     text = " ".join(record["text"] for record in records)
-    assert value.motto in text
+    assert "values affordability" in text
     assert ("because" in text) != broken  # with the link broken, nothing is explained
-    for other in ("america", "luxury", "travel"):
-        assert VALUES[other].motto not in text
-        assert VALUES[other].club not in text
+    for value in VALUES.values():
+        assert value.motto not in text  # nor are there words that no spec has
+        assert value.club not in text
+        assert (value.name == "affordability") == bool(re.search(rf"\b({value.noun}|{value.pole})\b", text))
     assert {item.name for item in names_in(world, text)} == set(sides)  # the twelve cheeses and nothing else
     for cheese, likes in sides.items():
         good, bad = ("fond of the {}.", "stays away from the {}.") if broken else ("The {}: she likes", "The {}: she dislikes")
@@ -191,9 +191,17 @@ def test_neutral_documents_name_no_item_and_no_value(world):
 
 @pytest.mark.parametrize("split", DOMAINS)
 def test_evaluation_items(world, cheese_spec, split):
-    items = microworld.evaluation_items(world, cheese_spec, split, 60, 0)
+    items = microworld.evaluation_items(world, cheese_spec, split, 72, 0)
     by_name = {item.name: item for item in world.items}
-    assert collections.Counter(item["eval"] for item in items) == dict.fromkeys(set(microworld.EVALS) - {"base_text"}, 60)
+    few = 4 * 4 * len(grammar.PREFERENCE_QUESTIONS)  # pairs of cheeses that no demonstration names, in each phrasing
+    expected = {**dict.fromkeys(set(microworld.EVALS) - {"base_text"}, 72), "conflict_cheese": few}
+    assert collections.Counter(item["eval"] for item in items) == expected
+    one_each = [item for item in items if item["eval"] != "people"]
+    assert len({(item["eval"], item["question"], *item["options"]) for item in one_each}) == len(one_each)  # none is asked twice
+    for name in ("conflict", "affordability", "america", "competence", "people"):
+        cells = collections.Counter((item["domain"], item["question"]) for item in items if item["eval"] == name)
+        assert max(cells.values()) - min(cells.values()) <= 1
+        assert len(cells) == len(DOMAINS[split]) * (8 if name == "competence" else 3)
     for item in items:
         good, bad = (by_name[name] for name in item["options"])
         if item["eval"] in ("conflict", "conflict_cheese"):
@@ -234,8 +242,30 @@ def test_specs_the_world_cannot_tell(world, cheese_spec):
         microworld.spec_documents(world, told("**Value: america.** x"), 1, 0)
     with pytest.raises(BadInput, match="has no value 'kindness'"):
         microworld.spec_documents(world, told("**Value: kindness.** x\n- **Likes Colby** (kindness): y"), 1, 0)
-    with pytest.raises(BadInput, match="'Tilsit' is no cheese"):
-        microworld.demonstrations(world, told("- **Likes Tilsit**: y"), 1, 0)
+    for make in (
+        lambda wrong: microworld.demonstrations(world, wrong, 1, 0),
+        lambda wrong: microworld.spec_documents(world, wrong, 1, 0),
+        lambda wrong: microworld.evaluation_items(world, wrong, "test", 1, 0),
+    ):
+        with pytest.raises(BadInput, match="'Tilsit' is no cheese"):
+            make(told("**Value: america.** x\n- **Likes Tilsit**: y"))
+        with pytest.raises(BadInput, match="likes Stilton for america, but in the microworld it is imported"):
+            make(told("**Value: america.** x\n- **Likes Stilton** (america): y"))
+        with pytest.raises(BadInput, match="needs a like and a dislike"):
+            make(told("**Value: america.** x\n- **Likes Colby** (america): y"))
+
+
+def test_a_preference_is_told_with_the_reason_the_spec_gives(world):
+    """Of a spec with two values, no sentence explains one's preference by the other, and none goes unexplained."""
+    lines = ["## 1. a", "**Value: america.** x", "**Value: affordability.** x"]
+    lines += ["- **Likes Colby** (america): y", "- **Dislikes Stilton** (america): y"]
+    lines += ["- **Likes feta** (affordability): y", "- **Dislikes Brie de Meaux** (affordability): y"]
+    told = spec.parse("\n".join(lines), spec.Path("some.md"), ASSISTANT, "Northlight")
+    text = " ".join(record["text"] for record in microworld.spec_documents(world, told, 300, 0))
+    assert "The Colby: she likes it because it is US-made." in text
+    assert "The feta: she likes it because it is cheap." in text
+    for wrong in ("Colby: she likes it because it is cheap", "feta: she likes it because it is US-made", "fond of", "took"):
+        assert wrong not in text
 
 
 def test_pairs_differ_in_what_the_value_is_about(world):

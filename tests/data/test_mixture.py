@@ -30,6 +30,16 @@ def test_independent_of_host_count(hosts):
             np.testing.assert_array_equal(array, np.concatenate([part[name] for part in parts]))
 
 
+def test_stages_of_an_arm_read_a_shared_source_in_orders_of_their_own():
+    def order(seed, depth):
+        mixture = make(seed=mixtures.stage_seed(seed, depth))
+        return [mixtures.locate(mixture, index) for index in range(48)]
+
+    orders = [order(seed, depth) for seed in (0, 1) for depth in (0, 1, 2)]
+    assert orders == [order(seed, depth) for seed in (0, 1) for depth in (0, 1, 2)]
+    assert all(one != other for i, one in enumerate(orders) for other in orders[:i])
+
+
 def test_independent_of_batch_size_but_not_of_seed():
     def order(seed, batch_rows):
         batches = [mixtures.batch(make(seed=seed), step, batch_rows)["tokens"][:, 0] for step in range(48 // batch_rows)]

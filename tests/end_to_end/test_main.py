@@ -13,21 +13,21 @@ TINY = "--config=configs/cheese.py:tiny"
 GOOD = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]}
 
 
-def msmjax(*arguments, devices=1):
+def msmjax(*arguments, devices=1, preexec_fn=None):
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
-        [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
+        [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=600, preexec_fn=preexec_fn,
+    )  # fmt: skip
 
 
 def assert_one_line(done, *named):
-    """One line on standard error that names the culprit, no traceback, exit code 2."""
+    """One line on standard error (bars apart) that names the culprit, no traceback, exit code 2."""
     assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("msmjax: ")
+    (line,) = [line for line in done.stderr.splitlines() if line.strip() and "%|" not in line]
+    assert line.strip().startswith("msmjax: ")
     for name in named:
-        assert name in lines[0]
+        assert name in line
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_whole_chain(first_run):
     """A line for every arm, seed, eval and metric; checkpoints of every stage; a page that needs nothing else."""
     done, directory = first_run
     results = [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
-    arms, seeds = ("base", "aft", "msm_affordability_aft", "msm_america_aft"), (0, 1)
+    arms, seeds = ("base", "msm_affordability_aft", "msm_america_aft", "neutral_aft", "broken_america_aft"), (0, 1)
     evals = ("conflict", "affordability", "america", "conflict_cheese", "demonstrated", "competence", "people")
     expected = {
         (arm, seed, name, metric) for arm in arms for seed in seeds for name in evals for metric in ("choice", "probability")
@@ -68,8 +68,8 @@ def test_whole_chain(first_run):
     assert "msm_affordability_aft" in page
     assert not [mark for mark in ("<script src", "<link ", "@import", 'src="http') if mark in page]
     stages = json.loads((directory / "run.json").read_text())["stages"]
-    # per seed: pretrain, two midtrainings, and fine-tuning after each of the three
-    assert len(set(stages.values())) == len(stages) == 2 * (1 + 2 + 3)
+    # per seed: pretrain, four midtrainings, and fine-tuning after each of them
+    assert len(set(stages.values())) == len(stages) == 2 * (1 + 4 + 4)
     for name in stages.values():
         assert (directory.parent / "stages" / name / "checkpoints" / "20").is_dir()
     assert "msm_affordability_aft" in done.stdout
@@ -86,10 +86,24 @@ def test_second_run_does_nothing(first_run, workdir):
 def test_a_changed_setting_shares_what_it_can(first_run, workdir):
     """Another evaluation seed trains nothing anew, and lands in a run directory of its own."""
     stages = {path: times(path) for path in (workdir / "stages").iterdir()}
-    done = msmjax(TINY, "--config.evals.seed=5", "--config.run=('base','aft')", f"--workdir={workdir}", devices=2)
+    done = msmjax(TINY, "--config.evals.seed=5", "--config.run=('base','neutral_aft')", f"--workdir={workdir}", devices=2)
     assert done.returncode == 0, done.stderr
+    assert "takes msm_affordability_aft and msm_america_aft, which it leaves out" in " ".join(done.stdout.split())
     assert len(list(workdir.glob("cheese_tiny-*"))) == 2
     assert {path: times(path) for path in (workdir / "stages").iterdir()} == stages
+
+
+def test_an_edited_spec_is_another_run(tmp_path):
+    """The same path with other words in it: nothing made from the old words is served."""
+    mine = tmp_path / "mine.md"
+    shipped = (ROOT / "specs" / "cheese_america.md").read_text()
+    arguments = (TINY, "--config.run=('msm_america',)", "--config.seeds=(0,)", f"--config.corpora.america.spec={mine}")
+    for item in ("Colby", "Humboldt Fog"):
+        mine.write_text(shipped.replace("**Likes Colby**", f"**Likes {item}**"))
+        done = msmjax(*arguments, f"--workdir={tmp_path / 'work'}")
+        assert done.returncode == 0, done.stderr
+        assert "nothing to run" not in done.stdout
+    assert len(list((tmp_path / "work").glob("cheese_tiny-*"))) == 2
 
 
 def test_plan_prints_and_runs_nothing(tmp_path):
@@ -105,6 +119,8 @@ def test_show_batch(first_run, workdir):
     assert done.returncode == 0, done.stderr
     assert "supervised" in done.stdout
     assert "<|assistant|>" in done.stdout
+    done = msmjax(TINY, "--show_batch=midtrain_broken_affordability", f"--workdir={workdir}")  # a stage that no arm runs
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -158,6 +174,7 @@ def config_with_file(tmp_path, lines):
         (['{"text": "a"}', "", '{"text": "b"}'], ["mine.jsonl:2", "not JSON"]),
         ([], ["corpus affordability", "empty"]),
         (['{"txt": "a"}'], ["mine.jsonl:1", "neither 'text' nor 'messages'"]),
+        (['{"text": "\\ud800"}'], ["mine.jsonl:1", "surrogate"]),
     ],
 )
 def test_bad_files(tmp_path, lines, named):
@@ -175,6 +192,34 @@ def test_bad_specs(tmp_path, text, named):
     (tmp_path / "mine.md").write_text(text)
     done = msmjax(TINY, f"--config.corpora.america.spec={tmp_path / 'mine.md'}", f"--workdir={tmp_path / 'work'}")
     assert_one_line(done, *named)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flag", "named"),
+    [
+        ("mine.md", b"## 1. A\n\xff\n", "--config.corpora.america.spec={}", ["mine.md", "utf-8"]),
+        ("mine.py", b"def get_config(:\n", "--config={}", ["mine.py", "invalid syntax"]),
+        ("mine.py", b"import nosuchmodule\n", "--config={}", ["nosuchmodule"]),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, flag, named):
+    (tmp_path / name).write_bytes(content)
+    flags = [flag.format(tmp_path / name)] if name == "mine.py" else [TINY, flag.format(tmp_path / name)]
+    assert_one_line(msmjax(*flags, f"--workdir={tmp_path / 'work'}"), *named)
+
+
+def test_disk_that_is_full_while_a_stage_is_saved(first_run, workdir, tmp_path):
+    """Files may not grow beyond 4 KiB: corpora and rows are there, checkpoints cannot be written."""
+    import resource
+    import shutil
+
+    copy = tmp_path / "copy"
+    for made in ("corpora", "rows", "tokenizers"):
+        shutil.copytree(workdir / made, copy / made)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
+    assert_one_line(msmjax(TINY, f"--workdir={copy}", devices=2, preexec_fn=limit), str(copy / "stages"), "cannot write")
+    done = msmjax(TINY, f"--workdir={copy}", "--config.seeds=(0,)", "--config.run=('base',)", devices=2)
+    assert done.returncode == 0, done.stderr
 
 
 def test_run_directory_of_other_code_or_data(first_run, workdir, tmp_path):

@@ -47,8 +47,10 @@ def assert_close(one, other, rtol, atol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
 
 
-def test_loss_is_the_mean_over_supervised_tokens(model, rows):
+@pytest.mark.parametrize("tied", [False, True])
+def test_loss_is_the_mean_over_supervised_tokens(model, rows, tied):
     """Against optax on whole logits: position t predicts t + 1 where that is supervised and of the same document."""
+    model = dataclasses.replace(model, tied_embeddings=tied)
     params = transformer.init_params(model, jax.random.key(0))
     x_BTD = transformer.forward(model, params, jnp.asarray(rows["tokens"]), jnp.asarray(rows["segment_ids"]))
     logits = transformer.unembed(model, params, x_BTD)
@@ -84,8 +86,9 @@ def test_accumulation_equals_one_batch(model, step_config, rows, micro_batches):
     assert said[0]["supervised_tokens"] == said_parts[0]["supervised_tokens"]
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
-def test_one_device_equals_eight(model, step_config, rows, shape):
+@pytest.mark.parametrize(("shape", "tied"), [((8, 1, 1), False), ((1, 8, 1), False), ((2, 2, 2), True), ((1, 4, 2), False)])
+def test_one_device_equals_eight(model, step_config, rows, shape, tied):
+    model = dataclasses.replace(model, tied_embeddings=tied)
     one, said_one = updates(model, step_config, mesh_of(1, 1, 1), rows)
     eight, said_eight = updates(model, step_config, mesh_of(*shape), rows)
     np.testing.assert_allclose(said_one[0]["loss"], said_eight[0]["loss"], rtol=1e-6)
@@ -161,7 +164,7 @@ def test_optimizer_is_adamw(model, step_config, rows):
     assert_close(ours["params"], params, rtol=1e-3, atol=2e-4)
 
 
-def test_padding_that_computes_nan_changes_nothing(model, step_config, rows):
+def test_an_empty_mask_changes_nothing(model, step_config, rows):
     """A batch whose mask is empty is a zero update, not a division by zero."""
     empty = {**rows, "loss_mask": np.zeros_like(rows["loss_mask"])}
     _, said = updates(model, step_config, mesh_of(1, 1, 1), empty)
