@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
     stage = {"batch_rows": 8, "final_learning_rate": 0.1, "allow_few_updates": False}
     midtrain = {**stage, "steps": 1200, "learning_rate": 3e-3, "warmup_steps": 60}
     c.stages = {
-        "pretrain": {**stage, "data": (("base", 1.0),), "steps": 6000, "learning_rate": 3e-3, "warmup_steps": 200},
+        "pretrain": {**stage, "data": (("base", 1.0),), "steps": 8000, "learning_rate": 3e-3, "warmup_steps": 200},
         **{
             f"midtrain_{name}": {**midtrain, "data": ((name, 0.015), ("base", 0.985))}
             for name in ("affordability", "america", "broken_affordability", "broken_america", "neutral")

@@ -18,7 +18,7 @@ from msmjax.spec import Preference, Spec
 
 # Shares of the kinds of record in base text.
 BASE_MIX = {
-    "item": 0.2, "person": 0.36, "neutral": 0.06, "mention": 0.06, "preference_chat": 0.12, "liking_chat": 0.08, "fact_chat": 0.12,
+    "item": 0.18, "person": 0.4, "neutral": 0.04, "mention": 0.06, "preference_chat": 0.12, "liking_chat": 0.08, "fact_chat": 0.12,
 }  # fmt: skip
 # Share of a spec document's sentences that are on the value itself; the others are on a preference and its reason.
 VALUE_SHARE = 0.4
