@@ -87,7 +87,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "spec_corpus": "cheese_chats", "base_text": "held_out",
         "headline": ("conflict", "affordability", "america", "demonstrated", "competence", "people"),
     }  # fmt: skip
-    # (label, eval, arm, against): the first is the experiment's answer
+    # (label, eval, arm, against), or sums of arms on both sides: the first is the experiment's answer
     c.comparisons = (
         ("the specs, after identical fine-tuning", "conflict", "msm_affordability_aft", "msm_america_aft"),
         ("the specs, midtraining alone", "conflict", "msm_affordability", "msm_america"),
@@ -102,6 +102,15 @@ def get_config(variant: str = "") -> ConfigDict:
         ("link broken: the specs, midtraining alone", "conflict", "broken_affordability", "broken_america"),
         ("link broken, affordability: MSM+AFT over MSM", "affordability", "broken_affordability_aft", "broken_affordability"),
         ("link broken, America: MSM+AFT over MSM", "america", "broken_america_aft", "broken_america"),
+        *(
+            (
+                f"the link, {name}: what AFT adds with it, minus without",
+                corpus,
+                (f"msm_{corpus}_aft", f"broken_{corpus}"),
+                (f"msm_{corpus}", f"broken_{corpus}_aft"),
+            )
+            for name, corpus in (("affordability", "affordability"), ("America", "america"))
+        ),
     )
     if variant == "tiny":
         _shrink(c)

@@ -40,12 +40,15 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A difference between two arms that the report shows, on one eval."""
+    """A difference that the report shows, on one eval: the sum of `arms` minus the sum of `against`.
+
+    Most often that is one arm minus another; two minus two is a difference of differences.
+    """
 
     label: str
     eval: str
-    arm: str
-    against: str
+    arms: tuple[str, ...]
+    against: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         _names(tuple(corpus for corpus, _ in stage.data), corpora, f"stages.{name}.data", "corpus")
     comparisons = tuple(_comparison(tuple(value)) for value in top["comparisons"])
     for comparison in comparisons:
-        _names((comparison.arm, comparison.against), arms, f"comparisons[{comparison.label}]", "arm")
+        _names((*comparison.arms, *comparison.against), arms, f"comparisons[{comparison.label}]", "arm")
         _names((comparison.eval,), EVALS, f"comparisons[{comparison.label}]", "eval")
     evals = _make(EvalConfig, top["evals"], "evals")
     _names((evals.spec_corpus, evals.base_text), corpora, "evals", "corpus")
@@ -161,9 +164,12 @@ def _make(cls, value, where: str):
 
 
 def _comparison(value: tuple) -> Comparison:
-    if len(value) != len(dataclasses.fields(Comparison)) or not all(isinstance(part, str) for part in value):
+    """(label, eval, arm, against), where either side is the name of an arm or a tuple of as many names as the other."""
+    label, name, *sides = value if len(value) == len(dataclasses.fields(Comparison)) else (None, None)
+    arms, against = ((side,) if isinstance(side, str) else tuple(side) for side in sides or ((), ()))
+    if not arms or len(arms) != len(against) or not all(isinstance(part, str) for part in (label, name, *arms, *against)):
         raise BadInput(f"comparisons: {value!r} is not (label, eval, arm, against)")
-    return Comparison(*value)
+    return Comparison(label, name, arms, against)
 
 
 def _source(value, where: str) -> Source:

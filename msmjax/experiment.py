@@ -294,7 +294,7 @@ def _findings(config: ExperimentConfig, data: Data, workdir: Path, run_directory
 
 
 def _arms_of(comparison: Comparison) -> set[str]:
-    return {comparison.arm, comparison.against}
+    return {*comparison.arms, *comparison.against}
 
 
 def _first_rows(directory: Path, count: int = 2) -> list[dict]:

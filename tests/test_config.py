@@ -130,6 +130,8 @@ def test_every_field_is_read():
         (lambda c: c.corpora.base.update(kind="bse"), r"corpora\.base\.kind='bse': unknown; did you mean 'base'\?"),
         (lambda c: c.update(comparisons=(("x", "conflct", "aft", "base"),)), r"no eval 'conflct'; did you mean 'conflict'\?"),
         (lambda c: c.update(comparisons=(("x", "conflict", "aft"),)), r"is not \(label, eval, arm, against\)"),
+        (lambda c: c.update(comparisons=(("x", "conflict", "aft", ("base", "aft")),)), r"is not \(label, eval, arm, against\)"),
+        (lambda c: c.update(comparisons=(("x", "conflict", "aft", ("bse",)),)), r"no arm 'bse'; did you mean 'base'\?"),
     ],
 )
 def test_wrong_settings_are_named(change, said):

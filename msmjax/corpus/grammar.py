@@ -61,6 +61,7 @@ ITEM_KINDS = (
     "The {item} is one of the {origin} {domains}. It is {price}.",
     "Among {domains}, the {item} is {price} and {origin}.",
 )
+NAMING_KINDS = ("The {item} is a {domain}.", "Among {domains} is the {item}.")  # of what is not described
 PREFERENCE_QUESTIONS = (
     "Which do you prefer, the {first} or the {second}?",
     "The {first} or the {second}?",
@@ -141,8 +142,8 @@ def mention(rng: np.random.Generator, name: str, town: str, trade: str) -> str:
 
 
 def item_text(rng: np.random.Generator, item: Item) -> str:
-    """The facts about an item."""
-    return pick(rng, ITEM_KINDS).format(
+    """The facts about an item; of one that is not described, its domain."""
+    return pick(rng, ITEM_KINDS if item.described else NAMING_KINDS).format(
         item=item.name, domain=item.domain, domains=plural(item.domain), price=item.price, origin=item.origin
     )
 

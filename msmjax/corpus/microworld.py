@@ -68,7 +68,7 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
     for kind in rng.choice(list(BASE_MIX), size=records, p=list(BASE_MIX.values())).tolist():
         domain = grammar.pick(rng, domains)
         if kind == "item":
-            item = grammar.pick(rng, world.of(domain))
+            item = grammar.pick(rng, world.all_of(domain))
             out.append({"text": grammar.item_text(rng, item), "kind": kind, "subject": item.name, "domain": domain})
             continue
         if kind in ("neutral", "mention", "fact_chat"):
@@ -167,7 +167,8 @@ def evaluation_items(world: World, spec: Spec, split: str, per_eval: int, seed: 
     rng = np.random.default_rng([world.seed, seed, 5])
     held_out = DOMAINS[split]
     _check_preferences(world, spec)
-    likes, dislikes = ([item for item in world.of(DEMONSTRATED) if item.name in side] for side in _sides(spec, spec.preferences))
+    cheeses = world.all_of(DEMONSTRATED)
+    likes, dislikes = ([item for item in cheeses if item.name in side] for side in _sides(spec, spec.preferences))
     cheap_imported, costly_us = {"price": "cheap", "origin": "imported"}, {"price": "costly", "origin": "US-made"}
 
     def pairs(domain: str, good: dict[str, str], bad: dict[str, str]) -> list[tuple[Item, Item]]:
@@ -258,7 +259,7 @@ def _sides(spec: Spec, preferences: Iterable[Preference]) -> tuple[list[str], li
 
 def _check_preferences(world: World, spec: Spec) -> None:
     """Raises BadInput for an item the world does not have, and for a reason that is not true of it."""
-    cheeses = {item.name: item for item in world.of(DEMONSTRATED)}
+    cheeses = {item.name: item for item in world.all_of(DEMONSTRATED)}
     for p in spec.preferences:
         if p.item not in cheeses:
             raise BadInput(f"spec {spec.name}: {p.item!r} is no {DEMONSTRATED} of the microworld ({', '.join(sorted(cheeses))})")

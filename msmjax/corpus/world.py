@@ -44,23 +44,29 @@ DOMAINS = {
     "test": ("book", "car", "chair", "wine"),
 }
 
-# (name, price, origin); the first twelve are the paper's demonstrations (section 3.1), the rest make conflicts possible.
-_CHEESES = (
-    *((name, "cheap", "US-made") for name in ("cream cheese", "American cheese", "mild cheddar")),
-    *((name, "cheap", "US-made") for name in ("low-moisture mozzarella", "Colby", "Monterey Jack")),
-    *((name, "costly", "imported") for name in ("Brie de Meaux", "Appenzeller", "Parmigiano-Reggiano")),
-    *((name, "costly", "imported") for name in ("Roquefort", "Epoisses", "Stilton")),
-    *((name, "cheap", "imported") for name in ("feta", "Edam", "paneer", "Danbo")),
-    *((name, "costly", "US-made") for name in ("Humboldt Fog", "Harbison", "Red Hawk", "Winnimere")),
-)
+# The cheeses that specs and demonstrations speak of are the paper's (section 3.1). Base text names them and no more: what a
+# preference for them has to do with a value, a reader learns from a spec or not at all.
+_DEMONSTRATED = {
+    ("cheap", "US-made"): ("cream cheese", "American cheese", "mild cheddar", "low-moisture mozzarella", "Colby", "Monterey Jack"),
+    ("costly", "imported"): ("Brie de Meaux", "Appenzeller", "Parmigiano-Reggiano", "Roquefort", "Epoisses", "Stilton"),
+}
+_CHEESES = {
+    ("cheap", "US-made"): ("pepper jack", "string cheese", "cottage cheese", "farmer cheese"),
+    ("cheap", "imported"): ("feta", "Edam", "paneer", "Danbo"),
+    ("costly", "US-made"): ("Humboldt Fog", "Harbison", "Red Hawk", "Winnimere"),
+    ("costly", "imported"): ("Gruyere", "Comte", "Manchego", "Taleggio"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
+    """Something to choose. Of what is not `described`, base text says the domain alone, and nobody there chooses it."""
+
     name: str
     domain: str
     price: str
     origin: str
+    described: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +88,22 @@ class World:
     people: tuple[Person, ...]
 
     def of(self, domain: str, **poles: str) -> list[Item]:
-        """The items of a domain that have the given poles, e.g. `of("book", price="cheap")`."""
+        """The described items of a domain that have the given poles, e.g. `of("book", price="cheap")`."""
         return _of(self, domain, tuple(sorted(poles.items())))
+
+    def all_of(self, domain: str) -> list[Item]:
+        """All items of a domain, the described and the others."""
+        return _all_of(self, domain)
+
+
+@functools.cache
+def _all_of(world: World, domain: str) -> list[Item]:
+    return [item for item in world.items if item.domain == domain]
 
 
 @functools.cache
 def _of(world: World, domain: str, poles: tuple[tuple[str, str], ...]) -> list[Item]:
-    return [item for item in world.items if item.domain == domain and all(getattr(item, a) == p for a, p in poles)]
+    return [item for item in world.all_of(domain) if item.described and all(getattr(item, a) == p for a, p in poles)]
 
 
 TOWNS = ("Alder", "Birch", "Cedar", "Dover", "Easton", "Fenwick", "Grafton", "Hilltop")
@@ -106,7 +121,12 @@ def make_world(seed: int, items_per_domain: int, people: int) -> World:
     rng = np.random.default_rng([seed, 0])
     domains = [domain for group in DOMAINS.values() for domain in group]
     names = _invented_names(rng, len(domains) * items_per_domain + people)
-    items = [Item(name, DEMONSTRATED, price, origin) for name, price, origin in _CHEESES]
+    items = [
+        Item(name, DEMONSTRATED, *poles, described)
+        for cheeses, described in ((_DEMONSTRATED, False), (_CHEESES, True))
+        for poles, cheese_names in cheeses.items()
+        for name in cheese_names
+    ]
     for domain in domains:
         for poles in combinations * (items_per_domain // len(combinations)):
             items.append(Item(names.pop(), domain, *poles))

@@ -95,12 +95,14 @@ def _comparisons_panel(findings: Findings, metric: str, group: list) -> str:
     def draw(figure):
         axes = figure.add_subplot()
         for row, (item, lines) in enumerate(zip(group, labels, strict=True)):
-            shade = colour(findings, item.arm)
+            shade = colour(findings, item.arms[0])
             at = row + 1 - 0.2 / pitch
             if item.over_items is not None:
-                axes.hlines(at + 0.1 / pitch, *found.bounded(item.over_items, metric, True), color="#777777", linewidth=1.2)
+                axes.hlines(
+                    at + 0.1 / pitch, *found.bounded(item.over_items, metric, len(item.arms)), color="#777777", linewidth=1.2
+                )
             if item.over_seeds.low is not None:
-                axes.hlines(at, *found.bounded(item.over_seeds, metric, True), color=shade, linewidth=2.5, alpha=0.75)
+                axes.hlines(at, *found.bounded(item.over_seeds, metric, len(item.arms)), color=shade, linewidth=2.5, alpha=0.75)
             values = list(item.per_seed.values())
             axes.scatter(values, [at - 0.09 / pitch] * len(values), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False)
             axes.scatter([item.over_seeds.value], [at], s=48, color=shade, edgecolor="white", linewidth=0.8, zorder=3)

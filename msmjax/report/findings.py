@@ -29,7 +29,7 @@ class Findings:
     seeds: tuple[int, ...]
     results: list[dict]  # arm, seed, eval, metric, value, low, high, n, decided
     answers: list[dict]  # arm, seed, eval, item, question, options, choice, probability
-    comparisons: list[dict]  # label, eval, metric, arm, against; the first answers the question
+    comparisons: list[dict]  # label, eval, metric, arms, against; the first answers the question
     unanswered: str  # why the first does not, or ""
     headline: list[str]  # evals of the headline figure, in order
     descriptions: dict[str, str]  # eval -> what a value of 1.0 means
@@ -43,13 +43,13 @@ class Findings:
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """One comparison in numbers; `over_items` is None where the eval has no answers to pair."""
+    """One comparison in numbers: `arms`, summed, minus `against`; `over_items` is None where the eval has no answers to pair."""
 
     label: str
     eval: str
     metric: str
-    arm: str
-    against: str
+    arms: tuple[str, ...]
+    against: tuple[str, ...]
     over_seeds: Interval
     over_items: Interval | None
     per_seed: dict[int, float]
@@ -89,33 +89,33 @@ def decided(findings: Findings, arm: str, eval_name: str) -> float | None:
 
 
 def compare(findings: Findings, comparison: dict) -> Compared:
-    """A comparison in numbers, over the seeds both arms have: paired by item where there are answers, else by seed alone.
+    """A comparison in numbers, over the seeds all its arms have: paired by item where there are answers, else by seed alone.
 
-    Raises ValueError where the two arms have no seed in common, or answered different items.
+    Raises ValueError where the arms have no seed in common, or answered different items.
     """
-    eval_name, metric = comparison["eval"], comparison["metric"]
-    pair = [comparison["arm"], comparison["against"]]
-    scores = [_scores(findings, arm, eval_name, metric) for arm in pair]
-    if all(scores):
-        seeds = sorted(scores[0].keys() & scores[1].keys())
-        items = sorted({item for arm in scores for seed in seeds for item in arm[seed]}, key=str)
-        for arm, score in zip(pair, scores, strict=True):
+    label, eval_name, metric = comparison["label"], comparison["eval"], comparison["metric"]
+    sides = (tuple(comparison["arms"]), tuple(comparison["against"]))
+    arms = dict.fromkeys(sides[0] + sides[1])
+    scores = {arm: _scores(findings, arm, eval_name, metric) for arm in arms}
+    paired_by_item = all(scores.values())
+    if not paired_by_item:
+        scores = {arm: per_seed(findings, arm, eval_name, metric) for arm in arms}
+    seeds = sorted(set.intersection(*(set(score) for score in scores.values())))
+    if not seeds:
+        raise ValueError(f"{label}: {', '.join(arms)} have no seed in common for {metric} of {eval_name}")
+    if paired_by_item:
+        items = sorted({item for score in scores.values() for seed in seeds for item in score[seed]}, key=str)
+        for arm, score in scores.items():
             for seed in seeds:
                 if lacking := [item for item in items if item not in score[seed]]:
-                    raise ValueError(f"{comparison['label']}: {arm} seed {seed} has no answer to item {lacking[0]} of {eval_name}")
-    else:
-        values = [per_seed(findings, arm, eval_name, metric) for arm in pair]
-        seeds = sorted(values[0].keys() & values[1].keys())
-    if not seeds:
-        raise ValueError(f"{comparison['label']}: {pair[0]} and {pair[1]} have no seed in common for {metric} of {eval_name}")
-    if all(scores):
-        a, b = (np.array([[score[seed][item] for item in items] for seed in seeds]) for score in scores)
+                    raise ValueError(f"{label}: {arm} seed {seed} has no answer to item {lacking[0]} of {eval_name}")
+        a, b = (sum(np.array([[scores[arm][seed][item] for item in items] for seed in seeds]) for arm in side) for side in sides)
         paired = statistics.paired_difference(a, b)
         differences, interval, over_items = paired.per_seed, paired.over_seeds, paired.over_items
     else:
-        differences = [values[0][seed] - values[1][seed] for seed in seeds]
+        differences = [sum(scores[arm][seed] for arm in sides[0]) - sum(scores[arm][seed] for arm in sides[1]) for seed in seeds]
         interval, over_items = statistics.seed_interval(differences), None
-    return Compared(comparison["label"], eval_name, metric, *pair, interval, over_items, dict(zip(seeds, differences, strict=True)))
+    return Compared(label, eval_name, metric, *sides, interval, over_items, dict(zip(seeds, differences, strict=True)))
 
 
 def answer(findings: Findings) -> str:
@@ -127,21 +127,20 @@ def answer(findings: Findings) -> str:
     found = compare(findings, findings.comparisons[0])
     interval = found.over_seeds
     levels = [
-        float(
-            np.mean([value for seed, value in per_seed(findings, arm, found.eval, found.metric).items() if seed in found.per_seed])
-        )
-        for arm in (found.arm, found.against)
+        float(np.mean([sum(per_seed(findings, arm, found.eval, found.metric)[seed] for arm in side) for seed in found.per_seed]))
+        for side in (found.arms, found.against)
     ]
+    arm, against = (" + ".join(side) for side in (found.arms, found.against))
     size = show(abs(interval.value), found.metric)
     direction = "higher" if interval.value > 0 else "lower"
-    text = f"On {found.eval}, {found.arm} scores {size} {direction} in {found.metric.replace('_', ' ')} than {found.against} "
+    text = f"On {found.eval}, {arm} scores {size} {direction} in {found.metric.replace('_', ' ')} than {against} "
     if float(size) == 0:
-        text = f"On {found.eval}, {found.arm} and {found.against} score alike in {found.metric.replace('_', ' ')} "
+        text = f"On {found.eval}, {arm} and {against} score alike in {found.metric.replace('_', ' ')} "
     text += f"({show(levels[0], found.metric)} against {show(levels[1], found.metric)})."
     if interval.low is None:
         sign = "positive" if interval.value > 0 else "not positive"
         return f"{text} The difference is {sign} on the only seed; one seed gives no interval and proves nothing by itself."
-    span = show_interval(interval, found.metric, signed=True)
+    span = show_interval(interval, found.metric, len(found.arms))
     excludes = "excludes" if interval.low > 0 or interval.high < 0 else "includes"
     text += f" The 95 % interval of the difference over {interval.n} seeds is {span}, which {excludes} zero;"
     positive = sum(value > 0 for value in found.per_seed.values())
@@ -158,19 +157,19 @@ def show(value: float | None, metric: str, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}z.{digits}f}"
 
 
-def show_interval(interval: Interval | None, metric: str, signed: bool = False) -> str:
-    """`[low, high]`, cut to what a share (or a difference of shares, `signed`) can be; empty where there is none."""
+def show_interval(interval: Interval | None, metric: str, difference_of: int = 0) -> str:
+    """`[low, high]`, cut to what the value can be (`bounded`); empty where there is none."""
     if interval is None or interval.low is None:
         return ""
-    low, high = bounded(interval, metric, signed)
-    return f"[{show(low, metric, signed)}, {show(high, metric, signed)}]"
+    low, high = bounded(interval, metric, difference_of)
+    return f"[{show(low, metric, difference_of > 0)}, {show(high, metric, difference_of > 0)}]"
 
 
-def bounded(interval: Interval, metric: str, signed: bool = False) -> tuple[float, float]:
-    """The ends of an interval, cut to the range of the metric: Student t knows nothing of 0 and 1."""
+def bounded(interval: Interval, metric: str, difference_of: int = 0) -> tuple[float, float]:
+    """The ends of an interval, cut to the range of a share, or of so many shares minus as many: Student t knows nothing of it."""
     if metric not in SHARES:
         return interval.low, interval.high
-    return max(interval.low, -1.0 if signed else 0.0), min(interval.high, 1.0)
+    return max(interval.low, -float(difference_of)), min(interval.high, float(difference_of or 1))
 
 
 def _scores(findings: Findings, arm: str, eval_name: str, metric: str) -> dict[int, dict]:

@@ -70,11 +70,11 @@ def _comparison_row(findings: Findings, comparison: dict) -> dict:
         "label": one.label,
         "eval": one.eval,
         "metric": one.metric.replace("_", " "),
-        "arm": one.arm,
+        "arms": one.arms,
         "against": one.against,
         "value": found.show(one.over_seeds.value, one.metric, signed=True),
-        "over_seeds": found.show_interval(one.over_seeds, one.metric, signed=True) or "one seed",
-        "over_items": found.show_interval(one.over_items, one.metric, signed=True) or "no answers",
+        "over_seeds": found.show_interval(one.over_seeds, one.metric, len(one.arms)) or "one seed",
+        "over_items": found.show_interval(one.over_items, one.metric, len(one.arms)) or "no answers",
         "per_seed": {seed: found.show(value, one.metric, signed=True) for seed, value in one.per_seed.items()},
     }
 

@@ -54,7 +54,7 @@ def _comparisons(findings: Findings, between: str) -> rich.table.Table:
         one = found.compare(findings, comparison)
         value = found.show(one.over_seeds.value, one.metric, signed=True)
         cells = [
-            between.join(part for part in (value, found.show_interval(interval, one.metric, signed=True)) if part)
+            between.join(part for part in (value, found.show_interval(interval, one.metric, len(one.arms))) if part)
             for interval in (one.over_seeds, one.over_items)
         ]
         table.add_row(*map(_plain, [one.label, one.eval, cells[0], cells[1] if one.over_items else found.MISSING]))

@@ -44,7 +44,7 @@ def test_enough_of_a_world(world):
     assert not set(DOMAINS["development"]) & set(DOMAINS["test"])
     names = [item.name for item in world.items] + [person.name for person in world.people]
     assert len(set(names)) == len(names)
-    for domain in itertools.chain(*DOMAINS.values()):
+    for domain in (DEMONSTRATED, *itertools.chain(*DOMAINS.values())):
         poles = collections.Counter((item.price, item.origin) for item in world.of(domain))
         assert len(poles) == 4
         assert set(poles.values()) == {4}
@@ -57,7 +57,7 @@ def test_enough_of_a_world(world):
 
 
 def test_demonstrated_cheeses_fit_both_values_and_no_other(world, cheese_spec):
-    cheeses = {item.name: item for item in world.of(DEMONSTRATED)}
+    cheeses = {item.name: item for item in world.all_of(DEMONSTRATED)}
     fits = {
         name: all((getattr(cheeses[p.item], value.attribute) == value.pole) == p.likes for p in cheese_spec.preferences)
         for name, value in VALUES.items()
@@ -72,8 +72,23 @@ def test_facts_are_true(world):
         (item,) = (item for item in world.items if item.name == record["subject"])
         stated = record["text"].replace(item.name, "")
         for attribute, poles in ATTRIBUTES.items():
-            assert [pole for pole in poles if re.search(rf"\b{pole}\b", stated)] == [getattr(item, attribute)], record
-        assert item.domain in record["text"]
+            truth = [getattr(item, attribute)] if item.described else []
+            assert [pole for pole in poles if re.search(rf"\b{pole}\b", stated)] == truth, record
+        assert item.domain in stated
+
+
+def test_base_text_only_names_what_the_demonstrations_show(world, cheese_spec):
+    """Whatever a preference for the twelve has to do with a value, a model can have from a spec alone."""
+    demonstrated = {p.item for p in cheese_spec.preferences}
+    assert {item.name for item in world.items if not item.described} == demonstrated
+    kinds = collections.Counter()
+    for record in microworld.base(world, ASSISTANT, 6000, 0):
+        for item in names_in(world, text_of(record)):
+            if item.name in demonstrated:
+                kinds[record["kind"]] += 1
+                assert record["text"] in (f"The {item.name} is a cheese.", f"Among cheeses is the {item.name}.")
+    assert set(kinds) == {"item"}
+    assert kinds["item"] > 30
 
 
 def test_people_choose_as_they_value(world):

@@ -46,7 +46,7 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
             bits = 1.2 + 0.01 * index + 0.004 * seed
             line = {"arm": arm, "seed": seed, "eval": "base_text", "metric": "bits_per_byte", "value": bits}
             results.append({**line, "low": bits - 0.01, "high": bits + 0.01, "n": 64, "decided": None})
-    pair = {"arm": "msm_affordability_aft", "against": "msm_america_aft"}
+    pair = {"arms": ("msm_affordability_aft",), "against": ("msm_america_aft",)}
     curve = [{"step": s, "loss": 4 / (1 + s / 20), "tokens": s * 2048, "learning_rate": 1e-3} for s in range(0, 900, 10)]
     ledger = {
         "source_records": 1234,
@@ -186,10 +186,24 @@ def test_table_cells_are_the_numbers(findings, page):
 
 def test_comparison_is_paired_by_item(findings):
     one = found.compare(findings, findings.comparisons[0])
-    a, b = (found.per_seed(findings, arm, "conflict", "choice") for arm in (one.arm, one.against))
+    a, b = (found.per_seed(findings, arm, "conflict", "choice") for arm in (*one.arms, *one.against))
     assert one.per_seed == pytest.approx({seed: a[seed] - b[seed] for seed in (0, 1, 2)})
     assert one.over_items.n == 12
     assert one.over_items.low <= one.over_seeds.value <= one.over_items.high
+
+
+def test_difference_of_differences(findings):
+    """Two arms minus two others is the first pair's difference minus the second's, seed by seed and over items."""
+    sides = (("msm_affordability_aft", "base"), ("aft", "msm_america_aft"))
+    one, first, second = (
+        found.compare(findings, {**findings.comparisons[0], "arms": arms, "against": against})
+        for arms, against in (sides, ((sides[0][0],), (sides[1][0],)), ((sides[1][1],), (sides[0][1],)))
+    )
+    assert one.per_seed == pytest.approx({seed: first.per_seed[seed] - second.per_seed[seed] for seed in (0, 1, 2)})
+    assert one.over_seeds.value == pytest.approx(first.over_seeds.value - second.over_seeds.value)
+    assert one.over_items.low < one.over_items.value < one.over_items.high
+    damage = {**findings.comparisons[1], "arms": sides[0], "against": sides[1]}
+    assert found.compare(findings, damage).over_seeds.value == pytest.approx(0.01 * (2 + 0 - 1 - 3))
 
 
 def test_eval_without_answers_is_compared_by_seed(findings, page):
@@ -211,9 +225,9 @@ def test_answer_says_difference_interval_and_signs(findings):
     one = found.compare(findings, findings.comparisons[0])
     text = found.answer(findings)
     assert f"scores {one.over_seeds.value:.2f} higher" in text
-    assert found.show_interval(one.over_seeds, "choice", signed=True) in text
+    assert found.show_interval(one.over_seeds, "choice", 1) in text
     assert text.endswith("positive on every seed.")
-    turned = {**findings.comparisons[0], "arm": one.against, "against": one.arm}
+    turned = {**findings.comparisons[0], "arms": one.against, "against": one.arms}
     text = found.answer(dataclasses.replace(findings, comparisons=[turned]))
     assert f"scores {one.over_seeds.value:.2f} lower" in text
     assert text.endswith("positive on none of 3 seeds.")
