@@ -68,7 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
             for name in ("affordability", "america", "broken_affordability", "broken_america", "neutral")
         },
         "finetune": {
-            **stage, "data": (("cheese_chats", 0.1), ("base", 0.9)), "steps": 100, "learning_rate": 1e-4, "warmup_steps": 5,
+            **stage, "data": (("cheese_chats", 0.1), ("base", 0.9)), "steps": 300, "learning_rate": 3e-4, "warmup_steps": 15,
         },
     }  # fmt: skip
     c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}
