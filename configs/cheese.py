@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
     }
     c.tokenizer_corpus = "base"
-    c.vocab_size = 1792
+    c.vocab_size = 1920
     c.row_length = 64
 
     c.model = {

@@ -9,9 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from msmjax import config
+from msmjax import config, experiment
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
+from msmjax.corpus.world import make_world
 from msmjax.training import step as steps
 from msmjax.training.sharding import make_mesh
 
@@ -59,6 +60,19 @@ def test_every_config_loads_and_is_shape_evaluated(path, variant):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_docstring_holds_the_command(path):
     assert f"--config={path.relative_to(ROOT)}" in module_of(path).__doc__
+
+
+@pytest.mark.parametrize("variant", ["", "development"])
+def test_names_of_the_microworld_are_one_token_each(tmp_path, variant):
+    """What is told of an assistant whose name is pieces of other words does not stick as with other people (LOG.md)."""
+    frozen = config.from_config_dict(cheese(variant))
+    corpus = sources.make_corpus(tmp_path, "base", frozen.corpora["base"], frozen.world, frozen.assistant)
+    tokenizer = experiment._make_tokenizer(frozen, tmp_path, corpus)
+    world = frozen.world
+    people = make_world(world.seed, world.items_per_domain, world.people).people
+    rest = len(tokenizer.encode("You are"))
+    names = [frozen.assistant.name, *(person.name for person in people)]
+    assert not [name for name in names if len(tokenizer.encode(f"You are {name}")) != rest + 1]
 
 
 def test_unknown_variant():
