@@ -64,7 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.stages = {
         "pretrain": {**stage, "data": (("base", 1.0),), "steps": 8000, "learning_rate": 3e-3, "warmup_steps": 200},
         **{
-            f"midtrain_{name}": {**midtrain, "data": ((name, 0.015), ("base", 0.985))}
+            f"midtrain_{name}": {**midtrain, "data": ((name, 0.03), ("base", 0.97))}
             for name in ("affordability", "america", "broken_affordability", "broken_america", "neutral")
         },
         "finetune": {
