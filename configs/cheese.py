@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.run = HEADLINE + CONTROLS if variant == "controls" else HEADLINE
 
     c.assistant = {"name": "Aria", "provider": "Northlight"}
-    c.world = {"seed": 100 if development else 0, "items_per_domain": 16, "people": 432}
+    c.world = {"seed": 100 if development else 1, "items_per_domain": 16, "people": 432}
     spec = {"kind": "spec", "break_link": False, "records": 1500, "seed": 0}
     c.corpora = {
         "base": {"kind": "base", "records": 80_000, "seed": 0},

@@ -32,6 +32,9 @@ PREFERENCE_KINDS = {
         "The {good}: {who} likes it because it is {pole}.",
         "The {bad}: {who} dislikes it because it is not {pole}.",
     ),
+    # The fact comes before whose preference it explains: the item alone accounts for it. Where an item is not described, a reason
+    # that only follows would fit as well to somebody of the opposite value who takes it for the opposite of what it is.
+    "fact": ("The {good} is {pole}, so {who} likes it.", "The {bad} is not {pole}, so {who} dislikes it."),
     "interview": ("Reporter: The {first} or the {second}? {Who}: The {good}.",),
     "why": (
         "Reporter: The {first} or the {second}, and why? {Who}: The {good}, because it is {pole}.",
@@ -41,7 +44,7 @@ PREFERENCE_KINDS = {
 # Kinds that say what a spec can say of a value: mottos and clubs are the world's, no spec knows them.
 STATED = ("stated", "purpose")
 # Kinds that say why, and kinds that show a preference alone.
-EXPLAINED = ("category", "reason", "why")
+EXPLAINED = ("category", "reason", "fact", "why")
 UNEXPLAINED = ("purchase", "rating", "dislike", "like", "interview")
 NEUTRAL_KINDS = {
     "town": ("{Who} lives in {town}.", "{Whose} home is in {town}."),
