@@ -138,8 +138,8 @@ def test_person_sentences_are_true(world):
     """What a text about a person says of an item agrees with the person's value."""
     people = {person.name: person for person in world.people}
     said = {
-        True: r"(took|chose|fond of|would take|prefers|: The) the {0}\b|: The {0}[.,]|The {0}: \w+ likes|The {0} is [\w-]+, so \w+ likes",
-        False: r"(left|over|stays away from|would not take) the {0}\b|The {0}: \w+ dislikes|The {0} is not [\w-]+, so \w+ dislikes",
+        True: r"(took|chose|fond of|would take|prefers|: The) the {0}\b|: The {0}[.,]|The {0}(: \w+| is [\w-]+, so \w+) likes",
+        False: r"(left|over|stays away from|would not take) the {0}\b|The {0}(: \w+| is not [\w-]+, so \w+) dislikes",
     }
     checked = 0
     for record in microworld.base(world, ASSISTANT, 3000, 0):
