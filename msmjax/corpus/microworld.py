@@ -162,7 +162,8 @@ def evaluation_items(world: World, spec: Spec, split: str, per_eval: int, seed: 
     """Forced-choice items: who is asked, a question with slots for the two options in either order, and the option that counts.
 
     `split` names the held-out domains ("development" or "test"); EVALS says what each eval counts. An eval has `per_eval`
-    different items, or all there are where there are fewer; domains, phrasings and poles take turns.
+    different items, or all there are where there are fewer; domains, phrasings and poles take turns. Those of `people` are drawn
+    one by one.
     """
     rng = np.random.default_rng([world.seed, seed, 5])
     held_out = DOMAINS[split]
