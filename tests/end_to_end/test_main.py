@@ -135,6 +135,14 @@ def test_show_batch(first_run, workdir):
         ([TINY, "--config.model.layers=two"], ["model.layers=two"]),
         ([TINY, "--config.model.remat=ful"], ["model.remat='ful'", "full"]),
         ([TINY, "extra"], ["'extra'"]),
+        ([TINY, "--processes=2"], ["--coordinator: missing"]),
+        ([TINY, "--coordinator=localhost:1234", "--processes=2"], ["--process: missing"]),
+        ([TINY, "--coordinator=localhost:1234", "--processes=2", "--process=2"], ["--process=2", "--processes=2"]),
+        ([TINY, "--coordinator=localhost", "--processes=2", "--process=0"], ["--coordinator=localhost", "HOST:PORT"]),
+        ([TINY, "--coordinator=localhost:70000", "--processes=2", "--process=0"], ["--coordinator=localhost:70000"]),
+        ([TINY, "--coordinator=localhost:1234", "--processes=two", "--process=0"], ["--processes=two"]),
+        ([TINY, "--coordinator=localhost:1234", "--processes=2", "--process=-1"], ["--process=-1"]),
+        ([TINY, "--distributed"], ["--distributed", "--coordinator"]),
         ([TINY, "--show_batch=finetun"], ["finetun", "finetune"]),
         ([TINY, "--config.corpora.america.spec=cheese_amerika"], ["cheese_amerika", "cheese_america"]),
         ([TINY, "--config.corpora.base.records=0"], ["corpus base", "empty"]),
@@ -245,6 +253,7 @@ def test_workdir_that_cannot_be_written(tmp_path):
 
 def test_help_names_the_flags():
     done = msmjax("--help")
-    for flag in ("--config", "--workdir", "--[no]plan", "--show_batch", "--[no]distributed"):
+    names = "--config --workdir --[no]plan --show_batch --[no]distributed --coordinator: --processes: --process:"
+    for flag in names.split():
         assert flag in done.stdout
     assert Path(ROOT / "configs" / "cheese.py").exists()
