@@ -171,7 +171,7 @@ def test_nothing_to_run_is_bad_input(place, script):
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gke_jobset.sh"])
-@pytest.mark.parametrize("workdir", [[], ["--workdir=runs"], ["--config=x--workdir=/shared"]])
+@pytest.mark.parametrize("workdir", [[], ["--workdir=runs"], ["--workdir=gs://bucket/runs"], ["--config=x--workdir=/shared"]])
 def test_a_workdir_that_is_not_shared_is_bad_input(place, script, workdir):
     done = place.launch(script, arguments=["--config=configs/cheese.py", *workdir])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
