@@ -36,6 +36,7 @@ setup(
     package_data={"msmjax.report": ["*.j2"]},
     install_requires=INSTALL,
     extras_require={
+        "tpu": ["jax[tpu]"],  # jax's own extra pins the one libtpu that goes with the installed jax; on a CPU `--topology` needs it
         "test": [
             "pytest>=8.3",
             "hypothesis>=6.100",

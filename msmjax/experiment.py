@@ -25,7 +25,6 @@ from msmjax.data import tokenizer as tokenizers
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals import base_text, forced_choice, results
-from msmjax.model import transformer
 from msmjax.report import html, table
 from msmjax.report.findings import Findings
 from msmjax.training import checkpoint, loop, sharding
@@ -82,58 +81,6 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
     table.print_table(findings)
     print(f"report: {run_directory / 'report.html'}")
     return run_directory
-
-
-def plan(config: ExperimentConfig) -> None:
-    """Prints the stages of an experiment and what they take; runs none of them."""
-    from rich.table import Table
-
-    mesh = sharding.make_mesh(config.mesh)
-    out = Table(title=f"{config.name}: {len(config.run)} arms, {len(config.seeds)} seeds, mesh {dict(mesh.shape)}")
-    for name in ("stage", "runs", "steps", "tokens/step", "tokens", "estimate"):
-        out.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    params = transformer.count_params(config.model)
-    rate = flops_per_second() * EFFICIENCY * jax.device_count() / max(jax.local_device_count(), 1)
-    total = 0.0
-    chains = {config.arms[arm][: i + 1] for arm in config.run for i in range(len(config.arms[arm]))}
-    for name in dict.fromkeys(name for arm in config.run for name in config.arms[arm]):
-        stage = config.stages[name]
-        loop.check_batch(stage, config.optimizer, mesh)
-        runs = len([chain for chain in chains if chain[-1] == name]) * len(config.seeds)
-        per_step = stage.batch_rows * config.row_length
-        seconds = stage.steps * per_step * flops_per_token(config) / rate
-        total += runs * seconds
-        out.add_row(
-            name, str(runs), f"{stage.steps:,}", f"{per_step:,}", f"{stage.steps * per_step:,}", f"{runs} x {seconds:.0f} s"
-        )
-    console = table.make_console()
-    console.print(out)
-    console.print(f"{params:,} parameters; about {total / 60:.1f} minutes of training on this machine, compilation and evals apart")
-
-
-# Share of the speed of a large matrix product that training reaches on small shapes (benchmarks/RESULTS.md).
-EFFICIENCY = 0.5
-
-
-def flops_per_second() -> float:
-    """Speed of one large float32 matrix product on the first device."""
-    size = 1024
-    a = jax.random.normal(jax.random.key(0), (size, size))
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    started = time.perf_counter()
-    for _ in range(5):
-        a = product(a) * 1e-2
-    a.block_until_ready()
-    return 5 * 2 * size**3 / (time.perf_counter() - started)
-
-
-def flops_per_token(config: ExperimentConfig) -> float:
-    """6N + 6LTd, N without the input embedding's lookup: causal attention counted half (as MaxText since PR 1988)."""
-    model = config.model
-    params = transformer.count_params(model)
-    matmul = params if model.tied_embeddings else params - model.vocab * model.width
-    return 6 * matmul + 6 * model.layers * config.row_length * model.heads * model.head_dim
 
 
 def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None:

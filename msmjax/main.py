@@ -2,7 +2,8 @@
 
     python -m msmjax.main --config=configs/cheese.py                      # run (or continue) an experiment
     python -m msmjax.main --config=configs/cheese.py --config.seeds="(0,)"  # any setting can be overridden
-    python -m msmjax.main --config=configs/cheese.py --plan               # what it would take
+    python -m msmjax.main --config=configs/cheese.py --plan               # what it would take here
+    python -m msmjax.main --config=configs/cheese.py --plan --device=h100:8 --price=2.5   # and there (docs/planning.md)
     python -m msmjax.main --config=configs/cheese.py --show_batch=finetune  # what a stage trains on
 
 Bad input is one line on standard error and exit code 2.
@@ -20,7 +21,10 @@ from msmjax.artifact import BadInput
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, e.g. configs/cheese.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs", "Where everything that is made is kept, and found again.")
-_PLAN = flags.DEFINE_bool("plan", False, "Print the stages with their tokens, steps and an estimate of time; run nothing.")
+_PLAN = flags.DEFINE_bool("plan", False, "Print the stages with their tokens, steps, bytes and an estimate of time; run nothing.")
+_DEVICE = flags.DEFINE_string("device", None, "With --plan: for devices of this type and number instead, e.g. h100:8.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "With --plan: for this TPU slice, and compile for it, e.g. v5p:2x2x2.")
+_PRICE = flags.DEFINE_float("price", None, "With --plan: dollars per device-hour.", lower_bound=0)
 _SHOW_BATCH = flags.DEFINE_string("show_batch", None, "Print the first batch of this stage: text, borders, what is supervised.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize(): one process of several.")
 
@@ -30,6 +34,10 @@ def main(argv: list[str]) -> None:
         raise BadInput(f"{argv[1]!r}: not a flag; settings are given as --config.NAME=VALUE")
     if _CONFIG.value is None:
         raise BadInput("--config: missing; e.g. --config=configs/cheese.py")
+    if not _PLAN.value and (lost := [flag.name for flag in (_DEVICE, _TOPOLOGY, _PRICE) if flag.value is not None]):
+        raise BadInput(f"--{lost[0]}: says what to plan for; give it with --plan")
+    if _DEVICE.value is not None and _TOPOLOGY.value is not None:
+        raise BadInput("--device: --topology names its devices already; leave one of them out")
     # Checkpoints and datasets log their every step; the bars and lines of this program say what matters.
     # What they cannot do they also raise.
     logging.set_verbosity(logging.FATAL)
@@ -41,12 +49,12 @@ def main(argv: list[str]) -> None:
             jax.distributed.initialize()
         except (ValueError, RuntimeError) as error:
             raise BadInput(f"--distributed: {str(error).splitlines()[0]}") from None
-    from msmjax import config, experiment
+    from msmjax import config, experiment, plan
 
     frozen = config.from_config_dict(_CONFIG.value)
     workdir = Path(_WORKDIR.value)
     if _PLAN.value:
-        experiment.plan(frozen)
+        plan.plan(frozen, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
     elif _SHOW_BATCH.value is not None:
         experiment.show_batch(frozen, workdir, _SHOW_BATCH.value)
     else:

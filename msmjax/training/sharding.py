@@ -8,7 +8,7 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.artifact import BadInput
 
@@ -28,9 +28,14 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices. Raises BadInput where the sizes do not multiply to their number."""
+    """The mesh over all devices of this run. Raises BadInput where it does not fit them."""
+    sizes = mesh_sizes(config, jax.device_count())
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Axis -> size, -1 filled in. Raises BadInput where the sizes do not multiply to the number of devices."""
     sizes = dataclasses.asdict(config)
-    devices = jax.device_count()
     known = math.prod(size for size in sizes.values() if size != -1)
     if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise BadInput(f"mesh {sizes}: sizes must be at least 1, and at most one of them -1")
@@ -38,7 +43,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
         sizes = {name: devices // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != devices:
         raise BadInput(f"mesh {sizes}: does not fit {devices} devices; the sizes must multiply to that")
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return sizes
 
 
 def letters_of(path: tuple) -> str:
@@ -52,7 +57,7 @@ def spec(letters: str, rules: dict = RULES) -> PartitionSpec:
     return PartitionSpec(*(rules.get(letter) for letter in letters))
 
 
-def tree_shardings(mesh: Mesh, abstract: object) -> object:
+def tree_shardings(mesh: Mesh | AbstractMesh, abstract: object) -> object:
     """A NamedSharding for every leaf of a tree of parameters, or of optimizer state that mirrors them.
 
     Raises BadInput where a dimension does not divide by the mesh axes that its letter selects.
@@ -67,7 +72,7 @@ def tree_shardings(mesh: Mesh, abstract: object) -> object:
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract)
 
 
-def check_divides(mesh: Mesh, letter: str, size: int, what: str) -> None:
+def check_divides(mesh: Mesh | AbstractMesh, letter: str, size: int, what: str) -> None:
     """Raises BadInput where `size` does not divide by the mesh axes of `letter`."""
     axes = RULES.get(letter, ())
     parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
