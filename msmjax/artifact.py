@@ -4,12 +4,15 @@ Owns content hashes, the one way an artifact directory comes into being (built a
 run never leaves a half-written one), JSON lines, and `BadInput`, the error that becomes one line and exit code 2.
 """
 
+import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,6 +21,13 @@ MANIFEST = "manifest.json"
 
 class BadInput(Exception):
     """The user's input is wrong: one line that names the culprit and says what to do. `main` exits with code 2."""
+
+
+class Preempted(BaseException):
+    """The run was asked to stop (SIGTERM), and what it had is saved. `main` exits with a code of its own.
+
+    Like KeyboardInterrupt it may be raised anywhere, and no library's `except Exception` should take it for an error.
+    """
 
 
 def canonical_json(value: object) -> str:
@@ -44,17 +54,22 @@ def code_hash(*rooms: str) -> str:
     return content_hash([[path.relative_to(here).as_posix(), content_hash(path.read_bytes())] for path in files])
 
 
+def path(parent: Path, name: str, inputs: dict) -> Path:
+    """Where the artifact of `inputs` is, or will be."""
+    return parent / f"{name}-{content_hash(inputs)}"
+
+
 def make(parent: Path, name: str, inputs: dict, build: Callable[[Path], dict]) -> Path:
     """The artifact `parent/name-<hash of inputs>`, built now unless it is there.
 
     `build(directory)` fills an empty directory and returns what the manifest says beside the inputs. Raises BadInput where
     the directory exists but its manifest names other inputs (edited, or copied there from another run).
     """
-    final = parent / f"{name}-{content_hash(inputs)}"
+    final = path(parent, name, inputs)
     if final.exists():
         read_manifest(final, inputs)
         return final
-    aside = parent / f"incomplete.{final.name}.{os.getpid()}"
+    aside = parent / f"incomplete.{final.name}.{socket.gethostname()}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
@@ -71,6 +86,32 @@ def make(parent: Path, name: str, inputs: dict, build: Callable[[Path], dict]) -
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
+
+
+@contextlib.contextmanager
+def lock(directory: Path):
+    """Within, no other process may write to `directory`: a second one gets BadInput. The kernel frees the lock of a killed one."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, directory) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        except BlockingIOError:
+            file.seek(0)
+            raise BadInput(
+                f"{directory}: another run ({file.read().strip()}) writes there; wait for it, stop it, or choose another --workdir"
+            ) from None
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+                raise BadInput(f"{directory}: its file system has no locks ({error.strerror}); choose another --workdir") from None
+            raise disk_error(error, directory) from error
+        yield
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG)
@@ -116,10 +157,13 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text through a temporary file and a rename."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes text through a temporary file and a rename; it is on the disk when it has its name."""
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ experiments there; what is finished is not made again) and the run directory `<n
 `answers.jsonl` and `report.html`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -25,10 +26,9 @@ from msmjax.data import tokenizer as tokenizers
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals import base_text, forced_choice, results
-from msmjax.model import transformer
 from msmjax.report import html, table
 from msmjax.report.findings import Findings
-from msmjax.training import checkpoint, loop, sharding
+from msmjax.training import checkpoint, loop, processes, sharding
 from msmjax.training import step as steps
 
 
@@ -42,98 +42,74 @@ class Data:
 
 
 def run(config: ExperimentConfig, workdir: Path) -> Path:
-    """Runs what is missing of an experiment and returns its run directory."""
+    """Runs what is missing of an experiment and returns its run directory. Every process of the run must call it."""
     started = time.perf_counter()
-    _check_writable(workdir)
+    if processes.is_first():
+        _check_writable(workdir)
     mesh = sharding.make_mesh(config.mesh)
     for stage in config.stages.values():
         loop.check_batch(stage, config.optimizer, mesh)
     steps.state_shardings(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
-    data = make_data(config, workdir, {name for arm in config.run for name in config.arms[arm]})
+    used = {name for arm in config.run for name in config.arms[arm]}
+    data = processes.first_then_others("data is made", lambda: make_data(config, workdir, used))
     run_directory = workdir / f"{config.name}-{artifact.content_hash(_identity(config, data))}"
-    if (run_directory / artifact.MANIFEST).exists():
+    if processes.first_says((run_directory / artifact.MANIFEST).exists):
         artifact.read_manifest(run_directory, _identity(config, data))
-        print(f"{run_directory}: finished before; nothing to run")
-        table.print_table(_findings(config, data, workdir, run_directory))
+        if processes.is_first():
+            print(f"{run_directory}: finished before; nothing to run")
+            table.print_table(_findings(config, data, workdir, run_directory))
         return run_directory
-    found, answers, stages, evaluations = [], [], {}, []
-    for seed in config.seeds:
-        for arm in config.run:
-            directory = None
-            for depth in range(len(config.arms[arm])):
-                chain = config.arms[arm][: depth + 1]
-                directory = _run_stage(config, workdir, data, mesh, chain, seed, directory)
-                stages[f"{' > '.join(chain)} seed {seed}"] = directory.name
-            evaluation = _evaluate(config, workdir, data, mesh, directory)
-            evaluations.append(evaluation.name)
-            found += [{"arm": arm, "seed": seed, **line} for line in artifact.read_jsonl(evaluation / "results.jsonl")]
-            answers += [{"arm": arm, "seed": seed, **line} for line in artifact.read_jsonl(evaluation / "answers.jsonl")]
-    run_directory.mkdir(parents=True, exist_ok=True)
-    artifact.write_jsonl(run_directory / "results.jsonl", found)
-    artifact.write_jsonl(run_directory / "answers.jsonl", answers)
+    with artifact.lock(run_directory) if processes.is_first() else contextlib.nullcontext():
+        stages, evaluations, inside = {}, {}, 0.0
+        for seed in config.seeds:
+            for arm in config.run:
+                entered, directory = time.perf_counter(), None
+                for depth in range(len(config.arms[arm])):
+                    chain = config.arms[arm][: depth + 1]
+                    directory = _run_stage(config, workdir, data, mesh, chain, seed, directory)
+                    stages[f"{' > '.join(chain)} seed {seed}"] = directory
+                evaluations[arm, seed] = _evaluate(config, workdir, data, mesh, directory)
+                inside += time.perf_counter() - entered
+        if processes.is_first():
+            outside = time.perf_counter() - started - inside
+            _write_run(config, workdir, data, run_directory, stages, evaluations, outside)
+    processes.wait_for_all("the report is written")
+    return run_directory
+
+
+def _write_run(
+    config: ExperimentConfig,
+    workdir: Path,
+    data: Data,
+    run_directory: Path,
+    stages: dict[str, Path],
+    evaluations: dict[tuple[str, int], Path],
+    outside: float,
+) -> None:
+    """Collects results and answers, and writes and prints the report; `outside` are the seconds not spent in a stage or an eval."""
+    for name in ("results.jsonl", "answers.jsonl"):
+        made = evaluations.items()
+        lines = [
+            {"arm": arm, "seed": seed, **line} for (arm, seed), directory in made for line in artifact.read_jsonl(directory / name)
+        ]
+        artifact.write_jsonl(run_directory / name, lines)
     artifact.write_text(run_directory / "config.json", config.source + "\n")
-    made = [workdir / "stages" / name for name in stages.values()] + [workdir / "evals" / name for name in evaluations]
-    seconds = _seconds(made, time.perf_counter() - started)
-    said = {"seconds": seconds, "stages": stages, "evals": evaluations, "versions": _versions(config)}
+    seconds = _seconds([*stages.values(), *evaluations.values()], outside)
+    said = {
+        "seconds": seconds,
+        "stages": {label: directory.name for label, directory in stages.items()},
+        "evals": [directory.name for directory in evaluations.values()],
+        "versions": _versions(config),
+    }
     artifact.write_json(run_directory / "run.json", said)
     findings = _findings(config, data, workdir, run_directory)
     html.write(findings, run_directory / "report.html")
     artifact.write_manifest(run_directory, _identity(config, data), {})
     table.print_table(findings)
+    total = sum(seconds.values())
+    spent = ", ".join(f"{phase} {taken / total:.0%}" for phase, taken in seconds.items() if phase != "step")
+    print(f"{seconds['step'] / total:.0%} of {total:,.0f} s trained ({spent})")
     print(f"report: {run_directory / 'report.html'}")
-    return run_directory
-
-
-def plan(config: ExperimentConfig) -> None:
-    """Prints the stages of an experiment and what they take; runs none of them."""
-    from rich.table import Table
-
-    mesh = sharding.make_mesh(config.mesh)
-    out = Table(title=f"{config.name}: {len(config.run)} arms, {len(config.seeds)} seeds, mesh {dict(mesh.shape)}")
-    for name in ("stage", "runs", "steps", "tokens/step", "tokens", "estimate"):
-        out.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    params = transformer.count_params(config.model)
-    rate = flops_per_second() * EFFICIENCY * jax.device_count() / max(jax.local_device_count(), 1)
-    total = 0.0
-    chains = {config.arms[arm][: i + 1] for arm in config.run for i in range(len(config.arms[arm]))}
-    for name in dict.fromkeys(name for arm in config.run for name in config.arms[arm]):
-        stage = config.stages[name]
-        loop.check_batch(stage, config.optimizer, mesh)
-        runs = len([chain for chain in chains if chain[-1] == name]) * len(config.seeds)
-        per_step = stage.batch_rows * config.row_length
-        seconds = stage.steps * per_step * flops_per_token(config) / rate
-        total += runs * seconds
-        out.add_row(
-            name, str(runs), f"{stage.steps:,}", f"{per_step:,}", f"{stage.steps * per_step:,}", f"{runs} x {seconds:.0f} s"
-        )
-    console = table.make_console()
-    console.print(out)
-    console.print(f"{params:,} parameters; about {total / 60:.1f} minutes of training on this machine, compilation and evals apart")
-
-
-# Share of the speed of a large matrix product that training reaches on small shapes (benchmarks/RESULTS.md).
-EFFICIENCY = 0.5
-
-
-def flops_per_second() -> float:
-    """Speed of one large float32 matrix product on the first device."""
-    size = 1024
-    a = jax.random.normal(jax.random.key(0), (size, size))
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    started = time.perf_counter()
-    for _ in range(5):
-        a = product(a) * 1e-2
-    a.block_until_ready()
-    return 5 * 2 * size**3 / (time.perf_counter() - started)
-
-
-def flops_per_token(config: ExperimentConfig) -> float:
-    """6N + 6LTd, N without the input embedding's lookup: causal attention counted half (as MaxText since PR 1988)."""
-    model = config.model
-    params = transformer.count_params(model)
-    matmul = params if model.tied_embeddings else params - model.vocab * model.width
-    return 6 * matmul + 6 * model.layers * config.row_length * model.heads * model.head_dim
 
 
 def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None:
@@ -212,21 +188,34 @@ def _run_stage(
         "parent": parent.name if parent else None,
         "code": artifact.code_hash("model", "training", "data/mixture.py"),
     }
-    directory = workdir / "stages" / f"{name}-seed{seed}-{artifact.content_hash(inputs)}"
-    if (directory / artifact.MANIFEST).exists():
-        artifact.read_manifest(directory, inputs)
+    directory = artifact.path(workdir / "stages", f"{name}-seed{seed}", inputs)
+    if processes.first_says(lambda: _is_finished(directory, inputs, stage.steps)):
         return directory
     label = f"{' > '.join(chain)} seed {seed}"
     try:
-        said = loop.train(
-            directory, label, config.model, config.optimizer, stage, config.log,
-            _mixture(config, data, name, seed, len(chain) - 1), mesh, parent, seed,
-        )  # fmt: skip
-        artifact.write_manifest(directory, inputs, said)
+        with artifact.lock(directory) if processes.is_first() else contextlib.nullcontext():
+            said = loop.train(
+                directory, label, config.model, config.optimizer, stage, config.log,
+                _mixture(config, data, name, seed, len(chain) - 1), mesh, parent, seed,
+            )  # fmt: skip
+            if processes.is_first():
+                artifact.write_manifest(directory, inputs, said)
+                seconds = sum(said["seconds"].values())
+                loss = said["final"].get("loss", float("nan"))  # somebody may have removed the log of a stage that was finished
+                print(f"{label}: loss {loss:.4f}, {said['tokens']:,} tokens, {seconds:.0f} s")
     except (OSError, RuntimeError, ValueError) as error:
         raise artifact.disk_error(error, directory) from error
-    print(f"{label}: loss {said['final']['loss']:.4f}, {said['tokens']:,} tokens, {sum(said['seconds'].values()):.0f} s")
+    processes.wait_for_all("the stage is finished")
     return directory
+
+
+def _is_finished(directory: Path, inputs: dict, last_step: int) -> bool:
+    """Whether a stage was trained to its end and its last checkpoint is whole; one that is not is trained again from the last
+    that is. Raises BadInput where its manifest says other inputs."""
+    if not (directory / artifact.MANIFEST).exists():
+        return False
+    artifact.read_manifest(directory, inputs)
+    return checkpoint.last_good_step(directory) == last_step
 
 
 def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path) -> Path:
@@ -238,7 +227,10 @@ def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: 
         "code": artifact.code_hash("evals"),
     }
 
-    def build(directory: Path) -> dict:
+    name = stage.name.rpartition("-")[0]
+    final = artifact.path(workdir / "evals", name, inputs)
+    measured = None
+    if not processes.first_says(final.exists):
         started, compiled = time.perf_counter(), loop.COMPILE_SECONDS[0]
         abstract, shardings = steps.state_shardings(config.model, config.optimizer, mesh)
         abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
@@ -247,19 +239,25 @@ def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: 
         answers = forced_choice.answer(items, config.model, params, mesh, data.tokenizer)
         held_out = rows.open_rows(data.rows[config.evals.base_text])
         bits, sizes = base_text.bits_and_bytes(held_out, config.model, params, mesh, data.tokenizer)
-        artifact.write_jsonl(directory / "answers.jsonl", answers)
-        artifact.write_jsonl(directory / "results.jsonl", results.lines(answers, bits, sizes))
         compile_seconds = loop.COMPILE_SECONDS[0] - compiled
-        return {"seconds": {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}}
+        seconds = {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}
+        measured = answers, results.lines(answers, bits, sizes), seconds
 
-    return artifact.make(workdir / "evals", stage.name.rpartition("-")[0], inputs, build)
+    def build(directory: Path) -> dict:
+        answers, lines, seconds = measured
+        artifact.write_jsonl(directory / "answers.jsonl", answers)
+        artifact.write_jsonl(directory / "results.jsonl", lines)
+        return {"seconds": seconds}
+
+    return processes.first_then_others("the eval is written", lambda: artifact.make(workdir / "evals", name, inputs, build))
 
 
-def _seconds(made: list[Path], elapsed: float) -> dict[str, float]:
-    """Where the time of an experiment went; what an earlier run made counts with the seconds it took then."""
-    spent = [artifact.read_manifest(directory)["seconds"] for directory in made]
-    phases = {phase: sum(seconds.get(phase, 0.0) for seconds in spent) for phase in ("compile", "train", "eval")}
-    return {**phases, "rest": max(elapsed - sum(phases.values()), 0.0)}
+def _seconds(made: list[Path], outside: float) -> dict[str, float]:
+    """Where the time of an experiment went, by phase; what an earlier run made counts with the seconds it took then."""
+    spent = [artifact.read_manifest(directory)["seconds"] for directory in dict.fromkeys(made)]
+    phases = ("step", "compile", "data", "checkpoint", "lost", "eval", "rest")
+    seconds = {phase: sum(one.get(phase, 0.0) for one in spent) for phase in phases}
+    return {**seconds, "rest": seconds["rest"] + outside}
 
 
 def _findings(config: ExperimentConfig, data: Data, workdir: Path, run_directory: Path) -> Findings:
@@ -323,7 +321,7 @@ def _check_writable(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".probe.{os.getpid()}"
-        probe.write_text("")
+        probe.write_bytes(bytes(4096))  # an empty file fits on a full disk
         probe.unlink()
     except OSError as error:
         raise BadInput(f"{workdir}: cannot write ({error.strerror}); choose another --workdir") from error

@@ -2,27 +2,40 @@
 
     python -m msmjax.main --config=configs/cheese.py                      # run (or continue) an experiment
     python -m msmjax.main --config=configs/cheese.py --config.seeds="(0,)"  # any setting can be overridden
-    python -m msmjax.main --config=configs/cheese.py --plan               # what it would take
+    python -m msmjax.main --config=configs/cheese.py --plan               # what it would take here
+    python -m msmjax.main --config=configs/cheese.py --plan --device=h100:8 --price=2.5   # and there (docs/planning.md)
     python -m msmjax.main --config=configs/cheese.py --show_batch=finetune  # what a stage trains on
 
-Bad input is one line on standard error and exit code 2.
+Bad input is one line on standard error and exit code 2; after SIGTERM everything is saved and the exit code is 75.
+launch/ starts several processes of one run; docs/launching.md says how.
 """
 
 import logging as stdlib_logging
+import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from msmjax.artifact import BadInput
+from msmjax.artifact import BadInput, Preempted
+
+PREEMPTED = 75  # exit code (EX_TEMPFAIL) of a run that saved and stopped: start it again with the same command
+LOST_PROCESS_SECONDS = 30  # without a sign of life of a process, after which the others stop
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, e.g. configs/cheese.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs", "Where everything that is made is kept, and found again.")
-_PLAN = flags.DEFINE_bool("plan", False, "Print the stages with their tokens, steps and an estimate of time; run nothing.")
+_PLAN = flags.DEFINE_bool("plan", False, "Print the stages with their tokens, steps, bytes and an estimate of time; run nothing.")
+_DEVICE = flags.DEFINE_string("device", None, "With --plan: for devices of this type and number instead, e.g. h100:8.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "With --plan: for this TPU slice, and compile for it, e.g. v5p:2x2x2.")
+_PRICE = flags.DEFINE_float("price", None, "With --plan: dollars per device-hour.", lower_bound=0)
 _SHOW_BATCH = flags.DEFINE_string("show_batch", None, "Print the first batch of this stage: text, borders, what is supervised.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize(): one process of several.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several, as SLURM, a TPU VM or GKE say which.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0. It and the next two say where nothing else does.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
@@ -30,27 +43,64 @@ def main(argv: list[str]) -> None:
         raise BadInput(f"{argv[1]!r}: not a flag; settings are given as --config.NAME=VALUE")
     if _CONFIG.value is None:
         raise BadInput("--config: missing; e.g. --config=configs/cheese.py")
+    if not _PLAN.value and (lost := [flag.name for flag in (_DEVICE, _TOPOLOGY, _PRICE) if flag.value is not None]):
+        raise BadInput(f"--{lost[0]}: says what to plan for; give it with --plan")
+    if _DEVICE.value is not None and _TOPOLOGY.value is not None:
+        raise BadInput("--device: --topology names its devices already; leave one of them out")
     # Checkpoints and datasets log their every step; the bars and lines of this program say what matters.
     # What they cannot do they also raise.
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel("CRITICAL")
-    import jax
+    _join_processes()
+    from msmjax import config, experiment, plan
+    from msmjax.training import preemption
 
-    if _DISTRIBUTED.value:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise BadInput(f"--distributed: {str(error).splitlines()[0]}") from None
-    from msmjax import config, experiment
-
+    preemption.watch()
     frozen = config.from_config_dict(_CONFIG.value)
     workdir = Path(_WORKDIR.value)
     if _PLAN.value:
-        experiment.plan(frozen)
+        plan.plan(frozen, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
     elif _SHOW_BATCH.value is not None:
         experiment.show_batch(frozen, workdir, _SHOW_BATCH.value)
     else:
         experiment.run(frozen, workdir)
+
+
+def _join_processes() -> None:
+    """Connects the processes of one run.
+
+    JAX bounds the waiting: 300 s for all to come, and LOST_PROCESS_SECONDS until a lost one ends the others. Both end in an
+    abort, which is a crash and not bad input: launchers start again. A process that fails ends at once (`_exit`).
+    """
+    given = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "process": _PROCESS.value}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given) and not _DISTRIBUTED.value:
+        return
+    if 0 < len(missing) < len(given):
+        raise BadInput(f"--{missing[0]}: missing; --coordinator, --processes and --process come together")
+    if not missing:
+        host, _, port = _COORDINATOR.value.rpartition(":")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+            raise BadInput(f"--coordinator={_COORDINATOR.value}: not HOST:PORT")
+        if _PROCESS.value >= _PROCESSES.value:
+            raise BadInput(f"--process={_PROCESS.value}: counted from 0, so less than --processes={_PROCESSES.value}")
+    import jax
+
+    # It would take SIGTERM for itself, and heeds it only where a sync point is asked for at every step.
+    jax.config.update("jax_enable_preemption_service", False)
+    if not missing:
+        # Nothing is left to detect; under SLURM, detection would hide all devices but one.
+        jax.distributed.initialize(
+            *given.values(), cluster_detection_method="deactivate", heartbeat_timeout_seconds=LOST_PROCESS_SECONDS
+        )
+        return
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=LOST_PROCESS_SECONDS)
+    except ValueError as error:
+        raise BadInput(
+            f"--distributed: found no SLURM, TPU VM or GKE ({str(error).splitlines()[0]}); "
+            "give --coordinator, --processes and --process"
+        ) from None
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -83,9 +133,22 @@ def cli() -> None:
     sys.unraisablehook = _print_unraisable
     try:
         app.run(main, flags_parser=_parse_flags)
-    except BadInput as error:
+    except (BadInput, Preempted) as error:
         print(f"msmjax: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(PREEMPTED if isinstance(error, Preempted) else 2)
+    except Exception:
+        traceback.print_exc()
+        _exit(1)
+
+
+def _exit(code: int) -> None:
+    """Ends the process; one of several at once, since JAX's own end would wait for the others, and they for this one."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from pathlib import Path
+import os
 
 import pytest
 
@@ -42,10 +42,10 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_full_and_read_only_disks_are_bad_input(tmp_path, monkeypatch, number):
-    def write_text(self, *_, **__):
-        raise OSError(number, "x", str(self))
+    def fsync(_):
+        raise OSError(number, "x")
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(os, "fsync", fsync)
     for write in (
         lambda: artifact.write_text(tmp_path / "a.txt", "x"),
         lambda: artifact.make(tmp_path, "name", {}, lambda directory: artifact.write_jsonl(directory / "b.jsonl", [{}]) or {}),
@@ -72,10 +72,10 @@ def test_full_disks_of_other_writers_are_bad_input(tmp_path, error):
 
 
 def test_other_errors_keep_their_traceback(tmp_path, monkeypatch):
-    def write_text(self, *_, **__):
-        raise OSError(errno.EIO, "x", str(self))
+    def fsync(_):
+        raise OSError(errno.EIO, "x")
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="x"):
         artifact.write_text(tmp_path / "a.txt", "x")
 

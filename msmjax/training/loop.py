@@ -4,6 +4,7 @@ In: a stage (its config, its mixture, its parent's parameters, a seed). Out: a s
 `metrics.jsonl`, TensorBoard events and, once it is finished, a manifest. Interrupted, it continues from its last checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -15,14 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from msmjax import artifact
-from msmjax.artifact import BadInput
+from msmjax.artifact import BadInput, Preempted
 from msmjax.data import mixture as mixtures
 from msmjax.data.mixture import Mixture
 from msmjax.model.transformer import ModelConfig
-from msmjax.training import checkpoint, sharding
+from msmjax.training import checkpoint, preemption, processes, sharding
 from msmjax.training import step as steps
 from msmjax.training.step import StepConfig
 
+PHASES = ("compile", "data", "step", "checkpoint")
 FEWEST_UPDATES = 20  # below this, a stage has hardly begun: reproductions took such a null for a result
 
 
@@ -78,72 +80,179 @@ def train(
     parent: Path | None,
     seed: int,
 ) -> dict:
-    """Trains the stage to its end and returns what its manifest says. Raises FloatingPointError, naming step and batch,
-    where the loss is not finite."""
-    started, compiled = time.perf_counter(), COMPILE_SECONDS[0]
+    """Trains the stage to its end and returns what its manifest says.
+
+    Raises FloatingPointError, naming step and batch, where the loss is not finite, BadInput where a batch has nothing to learn,
+    and Preempted after SIGTERM, once the state is saved.
+    """
     check_batch(stage, step_config, mesh)
     abstract, shardings = steps.state_shardings(model, step_config, mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+    clock = Clock()
     directory.mkdir(parents=True, exist_ok=True)
 
-    with checkpoint.open_manager(directory) as manager:
+    with preemption.saving(), checkpoint.open_manager(directory) as manager:
         # Where the state comes from: 1. this stage's own checkpoint; 2. its parent's parameters; 3. the seed.
-        if manager.latest_step() is not None:
-            state = checkpoint.restore(manager, abstract)
-            tqdm.write(f"{label}: continues from step {int(state['step'])}", file=sys.stderr)
-        else:
-            state = steps.compile_init(model, step_config, mesh)(jax.random.key(seed))
-            if parent is not None:
-                state = {**state, "params": checkpoint.restore_params(parent, abstract)}
-        first = int(state["step"])
+        first = processes.first_says(lambda: manager.latest_step() or 0)
+        with clock.spend("checkpoint"):
+            if first:
+                state = checkpoint.restore(manager, first, abstract)
+            else:
+                state = steps.compile_init(model, step_config, mesh)(jax.random.key(seed))
+                if parent is not None:
+                    state = {**state, "params": checkpoint.restore_params(parent, abstract)}
         update = steps.compile_step(model, step_config, mesh)
-        metrics_path = directory / "metrics.jsonl"
-        lines = [line for line in artifact.read_jsonl(metrics_path) if line["step"] <= first] if metrics_path.exists() else []
-        waiting: list[tuple[int, dict]] = []  # steps whose metrics have not been fetched from the devices
         tokens_per_step = stage.batch_rows * len(mixture.sources[0][0]["tokens"])
         with (
-            _open_tensorboard(directory) as tensorboard,
-            tqdm(total=stage.steps, initial=first, desc=label, unit="step", mininterval=_interval(), leave=False) as bar,
-        ):
-            clock, last = time.perf_counter(), first
+            _Log(directory, first, clock) as log_file,
+            tqdm(total=stage.steps, initial=first, desc=label, unit="step", mininterval=_interval(), leave=False,
+                 disable=not processes.is_first()) as bar,
+        ):  # fmt: skip
+            if first and processes.is_first():
+                tqdm.write(f"{label}: continues from step {first}; {clock.lost_now:.0f} s of work lost", file=sys.stderr)
+            waiting: list[tuple[int, dict]] = []  # steps whose metrics have not been fetched from the devices
+            then, last = time.perf_counter(), first
             for step in range(first, stage.steps):
 
                 def read(start, stop, step=step):
                     return mixtures.batch(mixture, step, stage.batch_rows, start, stop)
 
-                batch = sharding.place_batch(mesh, stage.batch_rows, read)
+                with clock.spend("data"):
+                    batch = sharding.place_batch(mesh, stage.batch_rows, read)
                 rate = steps.learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_steps, stage.final_learning_rate)
-                state, metrics = update(state, batch, np.float32(rate))
+                with clock.spend("step"):
+                    state, metrics = update(state, batch, np.float32(rate))
                 waiting.append((step, {**metrics, "learning_rate": rate}))
                 done = step + 1
-                is_last, is_save = done == stage.steps, done % log.checkpoint_every == 0
-                if done % log.metrics_every and not is_last and not is_save:
+                is_last = done == stage.steps
+                is_save = done % log.checkpoint_every == 0 or is_last
+                is_pause = is_save or done % log.metrics_every == 0
+                # All processes stop after the same step: they ask each other where they wait for the devices anyway.
+                is_preempted = (is_pause or jax.process_count() == 1) and processes.any_says(preemption.requested())
+                if not (is_pause or is_preempted):
                     continue
-                fetched = [_line(at, jax.device_get(values)) for at, values in waiting]
+                with clock.spend("step"):
+                    lines = [_line(at, jax.device_get(values)) for at, values in waiting]
                 waiting = []
-                _refuse_not_finite(label, fetched, mixture, stage)
+                _refuse(label, lines, mixture, stage)
                 now = time.perf_counter()
-                speed = (done - last) * tokens_per_step / (now - clock)
-                lines.append({**fetched[-1], "tokens": done * tokens_per_step, "tokens_per_second": round(speed),
-                              "seconds": round(now - started, 3)})  # fmt: skip
-                for name, value in lines[-1].items():
-                    tensorboard.add_scalar(name, value, done)
-                bar.set_postfix_str(f"loss {fetched[-1]['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+                speed = (done - last) * tokens_per_step / (now - then)
+                lines[-1] |= {"tokens": done * tokens_per_step, "tokens_per_second": round(speed), "seconds": clock.read()}
+                log_file.write(lines)
+                bar.set_postfix_str(
+                    f"loss {lines[-1]['loss']:.3f}, {speed:,.0f} tokens/s, {clock.goodput():.0%} training", refresh=False
+                )
                 bar.update(done - last)
-                clock, last = now, done
-                if is_save or is_last:
-                    artifact.write_jsonl(metrics_path, lines)
-                    checkpoint.save(manager, state)
-    compile_seconds = COMPILE_SECONDS[0] - compiled
-    seconds = time.perf_counter() - started
+                then, last = now, done
+                if is_save or is_preempted:
+                    with clock.spend("checkpoint"):
+                        checkpoint.save(manager, state)
+                if is_preempted and not is_last:
+                    with clock.spend("checkpoint"):
+                        manager.wait_until_finished()
+                    raise Preempted(f"{label}: stopped by SIGTERM, saved at step {done}; run the same command to continue")
+        with clock.spend("checkpoint"):
+            manager.wait_until_finished()
     return {
         "label": label,
         "steps": stage.steps,
         "tokens": stage.steps * tokens_per_step,
         "epochs": mixtures.epochs(mixture, stage.steps * stage.batch_rows),
-        "seconds": {"compile": round(compile_seconds, 3), "train": round(seconds - compile_seconds, 3)},
-        "final": lines[-1],
+        "seconds": clock.read(),
+        "final": {name: value for name, value in log_file.last.items() if name != "seconds"},
     }
+
+
+class Clock:
+    """Where the wall time of a stage went, in seconds: `compile`, `data` (the host prepares batches), `step` (the devices compute),
+    `checkpoint` (training waits for one), `lost` (logged, but not saved before a restart), `rest`. Restarts are included, but for
+    what a run did after its last line in the log.
+    """
+
+    def __init__(self):
+        self.seconds = dict.fromkeys((*PHASES, "lost"), 0.0)
+        self.started = time.perf_counter()
+        self.before = 0.0  # what earlier runs of this stage took
+        self.lost_now = 0.0  # of it, what was lost in the last restart
+
+    @contextlib.contextmanager
+    def spend(self, phase: str):
+        """What passes within is of this phase, but for what is compiled meanwhile."""
+        started, compiled = time.perf_counter(), COMPILE_SECONDS[0]
+        try:
+            yield
+        finally:
+            compiling = COMPILE_SECONDS[0] - compiled
+            self.seconds["compile"] += compiling
+            self.seconds[phase] += max(time.perf_counter() - started - compiling, 0.0)
+
+    def read(self) -> dict[str, float]:
+        """Seconds by phase; they add up to the wall time."""
+        total = self.before + time.perf_counter() - self.started
+        rest = max(total - sum(self.seconds.values()), 0.0)
+        return {phase: round(seconds, 3) for phase, seconds in (self.seconds | {"rest": rest}).items()}
+
+    def goodput(self) -> float:
+        """The share of the time so far that trained."""
+        seconds = self.read()
+        return seconds["step"] / max(sum(seconds.values()), 1e-9)
+
+    def continue_from(self, kept: dict[str, float], reached: dict[str, float]) -> None:
+        """Takes over the clock of earlier runs: as it was at the checkpoint, and how far it got before the end."""
+        self.lost_now = sum(reached.values()) - sum(kept.values())
+        for phase in self.seconds:
+            self.seconds[phase] += kept[phase]
+        self.seconds["lost"] += self.lost_now
+        self.before = sum(kept.values()) + self.lost_now
+
+
+class _Log:
+    """`metrics.jsonl`, a line a step with the hash of its batch, and TensorBoard; process 0 alone writes them.
+
+    Lines after the step that a run continues from are of work that was lost: they are removed, and their time is counted.
+    """
+
+    def __init__(self, directory: Path, first: int, clock: Clock):
+        self.path = directory / "metrics.jsonl"
+        self.last: dict = {}  # the last line
+        if not self.path.exists():
+            return
+        lines = []
+        with contextlib.suppress(ValueError):  # a killed run may leave half a line
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                lines.append(json.loads(line))
+        timed = [line for line in lines if "seconds" in line]
+        kept = [line["seconds"] for line in timed if line["step"] <= first]
+        if timed:
+            clock.continue_from(kept[-1] if kept else dict.fromkeys(timed[-1]["seconds"], 0.0), timed[-1]["seconds"])
+        lines = [line for line in lines if line["step"] <= first]
+        self.last = lines[-1] if lines else {}
+        if processes.is_first():
+            artifact.write_jsonl(self.path, lines)
+
+    def __enter__(self):
+        if processes.is_first():
+            from tensorboardX import SummaryWriter
+
+            self.file = self.path.open("a", encoding="utf-8")
+            self.tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"))
+        return self
+
+    def __exit__(self, *_):
+        if processes.is_first():
+            self.file.close()
+            self.tensorboard.close()
+
+    def write(self, lines: list[dict]) -> None:
+        self.last = lines[-1]
+        if not processes.is_first():
+            return
+        self.file.write("".join(json.dumps(line) + "\n" for line in lines))
+        self.file.flush()
+        seconds = {f"seconds/{phase}": taken for phase, taken in self.last["seconds"].items()}
+        for name, value in {**self.last, **seconds}.items():
+            if isinstance(value, int | float):
+                self.tensorboard.add_scalar(name, value, self.last["step"])
 
 
 def check_batch(stage: StageConfig, step_config: StepConfig, mesh: jax.sharding.Mesh) -> None:
@@ -166,26 +275,26 @@ jax.monitoring.register_event_duration_secs_listener(_add_compile_seconds)
 
 
 def _line(step: int, values: dict) -> dict:
-    return {"step": step + 1, **{name: float(value) for name, value in values.items()}}
+    hashed = "".join(f"{word:08x}" for word in values["batch"].tolist())
+    return {"step": step + 1, **{name: float(value) for name, value in values.items() if name != "batch"}, "batch": hashed}
 
 
-def _refuse_not_finite(label: str, fetched: list[dict], mixture: Mixture, stage: StageConfig) -> None:
+def _refuse(label: str, fetched: list[dict], mixture: Mixture, stage: StageConfig) -> None:
+    """Raises where a step's loss is not finite, or where its batch had nothing to learn; the error names step and rows."""
     for line in fetched:
-        if not np.isfinite([line["loss"], line["gradient_norm"]]).all():
-            step = int(line["step"]) - 1
-            rows = [mixtures.locate(mixture, step * stage.batch_rows + row) for row in range(stage.batch_rows)]
-            named = json.dumps([f"{stage.data[source][0]}[{row}]" for source, row in rows])
-            raise FloatingPointError(
-                f"{label}: loss {line['loss']}, gradient norm {line['gradient_norm']} at step {step}; its rows: {named}"
-            )
+        finite = np.isfinite([line["loss"], line["gradient_norm"]]).all()
+        if finite and line["supervised_tokens"]:
+            continue
+        step = int(line["step"]) - 1
+        rows = [mixtures.locate(mixture, step * stage.batch_rows + row) for row in range(stage.batch_rows)]
+        named = json.dumps([f"{stage.data[source][0]}[{row}]" for source, row in rows])
+        if finite:
+            raise BadInput(f"{label}: all-zero loss mask in the batch of step {step}; raise batch_rows; its rows: {named}")
+        raise FloatingPointError(
+            f"{label}: loss {line['loss']}, gradient norm {line['gradient_norm']} at step {step}; its rows: {named}"
+        )
 
 
 def _interval() -> float:
     """Seconds between updates of the progress bar: rare where they are lines of a log."""
     return 0.2 if sys.stderr.isatty() else 15.0
-
-
-def _open_tensorboard(directory: Path):
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(directory / "tensorboard"))

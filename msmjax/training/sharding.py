@@ -8,12 +8,14 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.artifact import BadInput
 
 # Letter -> mesh axes. A letter that is not here is replicated.
 RULES = {"B": ("data", "fsdp"), "D": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
+MOST_REPLICATED = 0.02  # of the bytes of parameters or optimizer state
+WORTH_CUTTING = 2**20  # bytes
 # Activations are sharded over the batch; their D stays whole.
 ACTIVATION_RULES = {key: axes for key, axes in RULES.items() if key != "D"}
 
@@ -28,9 +30,14 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices. Raises BadInput where the sizes do not multiply to their number."""
+    """The mesh over all devices of this run. Raises BadInput where it does not fit them."""
+    sizes = mesh_sizes(config, jax.device_count())
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Axis -> size, -1 filled in. Raises BadInput where the sizes do not multiply to the number of devices."""
     sizes = dataclasses.asdict(config)
-    devices = jax.device_count()
     known = math.prod(size for size in sizes.values() if size != -1)
     if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise BadInput(f"mesh {sizes}: sizes must be at least 1, and at most one of them -1")
@@ -38,7 +45,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
         sizes = {name: devices // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != devices:
         raise BadInput(f"mesh {sizes}: does not fit {devices} devices; the sizes must multiply to that")
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return sizes
 
 
 def letters_of(path: tuple) -> str:
@@ -52,7 +59,7 @@ def spec(letters: str, rules: dict = RULES) -> PartitionSpec:
     return PartitionSpec(*(rules.get(letter) for letter in letters))
 
 
-def tree_shardings(mesh: Mesh, abstract: object) -> object:
+def tree_shardings(mesh: Mesh | AbstractMesh, abstract: object) -> object:
     """A NamedSharding for every leaf of a tree of parameters, or of optimizer state that mirrors them.
 
     Raises BadInput where a dimension does not divide by the mesh axes that its letter selects.
@@ -67,7 +74,27 @@ def tree_shardings(mesh: Mesh, abstract: object) -> object:
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract)
 
 
-def check_divides(mesh: Mesh, letter: str, size: int, what: str) -> None:
+def check_replication(mesh: Mesh | AbstractMesh, abstract: object, shardings: object, what: str) -> None:
+    """Raises BadInput where a device holds over 2 % more bytes than its share of the tree, cut by fsdp and tensor.
+
+    So much means that something large is whole on every device, though the mesh was made to cut it. Copies along `data` are what
+    that axis is for, and leaves below a MiB are not worth cutting.
+    """
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    share = excess = 0.0
+    for leaf, place in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True):
+        size = leaf.size * leaf.dtype.itemsize
+        share += size / parts
+        if size >= WORTH_CUTTING:
+            excess += math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize - size / parts
+    if excess > MOST_REPLICATED * share:
+        raise BadInput(
+            f"mesh {dict(mesh.shape)}: each device would hold {excess / share:.0%} more bytes of {what} than its share; at most "
+            f"{MOST_REPLICATED:.0%} may be replicated without need, so give `data` what fsdp or tensor cannot cut"
+        )
+
+
+def check_divides(mesh: Mesh | AbstractMesh, letter: str, size: int, what: str) -> None:
     """Raises BadInput where `size` does not divide by the mesh axes of `letter`."""
     axes = RULES.get(letter, ())
     parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))

@@ -69,6 +69,24 @@ def row_nats(
     return total_B, jnp.sum(counts_BT, axis=1)
 
 
+def batch_hash(batch: dict[str, jax.Array]) -> jax.Array:
+    """64 bits, as uint32 [2], of what is in which place of the global batch.
+
+    A sum of hashed (place, token, segment, supervised): integers add up to the same in any order and on any devices, so that
+    equal batches have equal hashes on every mesh and any number of hosts.
+    """
+
+    def mix(x):  # the finalizer of MurmurHash3: every bit of the input moves every bit of the output
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
+    places_BT = jnp.arange(batch["tokens"].size, dtype=jnp.uint32).reshape(batch["tokens"].shape)
+    said_BT = batch["segment_ids"].astype(jnp.uint32) * 2 + batch["loss_mask"]
+    words_BT = mix(batch["tokens"].astype(jnp.uint32) + mix(said_BT + mix(places_BT)))
+    return jnp.stack([jnp.sum(mix(words_BT + jnp.uint32(salt)), dtype=jnp.uint32) for salt in (0, 1)])
+
+
 def optimizer(config: StepConfig) -> optax.GradientTransformation:
     """AdamW without its learning rate, which the step multiplies in: so one compilation serves every stage."""
     return optax.chain(
@@ -90,9 +108,15 @@ def init_state(model: ModelConfig, step: StepConfig, key: jax.Array) -> dict:
 
 
 def state_shardings(model: ModelConfig, step: StepConfig, mesh: Mesh) -> tuple[dict, dict]:
-    """The state's shapes, and where each leaf of it lives: optimizer leaves are named as the parameters they belong to."""
+    """The state's shapes, and where each leaf of it lives: optimizer leaves are named as the parameters they belong to.
+
+    Raises BadInput where the mesh does not divide the shapes, or leaves too much on every device.
+    """
     abstract = jax.eval_shape(lambda: init_state(model, step, jax.random.key(0)))
-    return abstract, sharding.tree_shardings(mesh, abstract)
+    shardings = sharding.tree_shardings(mesh, abstract)
+    for part in ("params", "optimizer"):
+        sharding.check_replication(mesh, abstract[part], shardings[part], part)
+    return abstract, shardings
 
 
 @functools.lru_cache(maxsize=8)
@@ -138,7 +162,12 @@ def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
         grads = jax.tree.map(lambda grad: grad / tokens, grads)
         updates, optimizer_state = transform.update(grads, state["optimizer"], params)
         params = jax.tree.map(lambda param, update: param - learning_rate * update, params, updates)
-        metrics = {"loss": total / tokens, "supervised_tokens": count, "gradient_norm": optax.tree.norm(grads)}
+        metrics = {
+            "loss": total / tokens,
+            "supervised_tokens": count,
+            "gradient_norm": optax.tree.norm(grads),
+            "batch": batch_hash(batch),
+        }
         return {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
 
     return jax.jit(step, in_shardings=(shardings, rows, scalar), out_shardings=(shardings, scalar), donate_argnums=0)

@@ -114,6 +114,21 @@ def test_plan_prints_and_runs_nothing(tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+def test_plan_for_a_machine_one_does_not_have():
+    done = msmjax("--config=configs/shapes.py:llama31_8b_4k", "--plan", "--device=h100:8", "--price=2.5")
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "8 x h100",
+        "fsdp 8",
+        "48.3 GFLOP per token",
+        "an assumed MFU of 0.4",
+        "device-hours",
+        "dollars at 2.5",
+        "GiB",
+    ):
+        assert expected in done.stdout
+
+
 def test_show_batch(first_run, workdir):
     done = msmjax(TINY, "--show_batch=finetune", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
@@ -135,6 +150,14 @@ def test_show_batch(first_run, workdir):
         ([TINY, "--config.model.layers=two"], ["model.layers=two"]),
         ([TINY, "--config.model.remat=ful"], ["model.remat='ful'", "full"]),
         ([TINY, "extra"], ["'extra'"]),
+        ([TINY, "--processes=2"], ["--coordinator: missing"]),
+        ([TINY, "--coordinator=localhost:1234", "--processes=2"], ["--process: missing"]),
+        ([TINY, "--coordinator=localhost:1234", "--processes=2", "--process=2"], ["--process=2", "--processes=2"]),
+        ([TINY, "--coordinator=localhost", "--processes=2", "--process=0"], ["--coordinator=localhost", "HOST:PORT"]),
+        ([TINY, "--coordinator=localhost:70000", "--processes=2", "--process=0"], ["--coordinator=localhost:70000"]),
+        ([TINY, "--coordinator=localhost:1234", "--processes=two", "--process=0"], ["--processes=two"]),
+        ([TINY, "--coordinator=localhost:1234", "--processes=2", "--process=-1"], ["--process=-1"]),
+        ([TINY, "--distributed"], ["--distributed", "--coordinator"]),
         ([TINY, "--show_batch=finetun"], ["finetun", "finetune"]),
         ([TINY, "--config.corpora.america.spec=cheese_amerika"], ["cheese_amerika", "cheese_america"]),
         ([TINY, "--config.corpora.base.records=0"], ["corpus base", "empty"]),
@@ -142,6 +165,14 @@ def test_show_batch(first_run, workdir):
         ([TINY, "--config.mesh.tensor=3"], ["mesh", "1 device"]),
         ([TINY, "--config.stages.pretrain.steps=3"], ["stages.pretrain", "steps=3", "fewer than 20"]),
         ([TINY, "--config.vocab_size=100000"], ["vocab_size=100000"]),
+        ([TINY, "--device=h100"], ["--device", "--plan"]),
+        ([TINY, "--plan", "--device=h10"], ["no device type 'h10'", "did you mean 'h100'?"]),
+        ([TINY, "--plan", "--device=h100:many"], ["--device=h100:many", "--device=h100:8"]),
+        ([TINY, "--plan", "--device=h100:3"], ["a micro-batch has B=8", "does not divide by 3"]),
+        ([TINY, "--plan", "--device=h100", "--topology=v5e:2x2"], ["--topology names its devices already"]),
+        ([TINY, "--plan", "--device=h100", "--price=-1"], ["--price=-1"]),
+        ([TINY, "--plan", "--topology=v5e"], ["--topology=v5e", "v5e:4x4"]),
+        ([TINY, "--plan", "--topology=h100:2x2"], ["--topology=h100:2x2"]),
     ],
 )
 def test_bad_input(tmp_path, arguments, named):
@@ -245,6 +276,7 @@ def test_workdir_that_cannot_be_written(tmp_path):
 
 def test_help_names_the_flags():
     done = msmjax("--help")
-    for flag in ("--config", "--workdir", "--[no]plan", "--show_batch", "--[no]distributed"):
+    names = "--config --workdir --[no]plan --device --topology --price --show_batch"
+    for flag in [*names.split(), "--[no]distributed", "--coordinator:", "--processes:", "--process:"]:
         assert flag in done.stdout
     assert Path(ROOT / "configs" / "cheese.py").exists()

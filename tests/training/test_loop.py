@@ -1,16 +1,20 @@
-"""The loop: interrupted equals uninterrupted, one compilation for all stages, and it stops where it must."""
+"""The loop: interrupted equals uninterrupted, whatever interrupted it; one compilation for all stages; it stops where it must."""
 
 import dataclasses
+import errno
 import json
+import os
+import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 
 from msmjax import artifact
-from msmjax.artifact import BadInput
+from msmjax.artifact import BadInput, Preempted
 from msmjax.data.mixture import Mixture
-from msmjax.training import checkpoint, loop
+from msmjax.training import checkpoint, loop, preemption
 from msmjax.training import step as steps
 from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.sharding import MeshConfig, make_mesh
@@ -27,19 +31,23 @@ STAGE = StageConfig(
 LOG = LogConfig(metrics_every=4, checkpoint_every=8)
 
 
-class Rows:
-    """Random rows; `fails_after` reads, the plug is pulled."""
+def pull_the_plug():
+    raise KeyboardInterrupt
 
-    def __init__(self, fails_after=None):
-        self.reads, self.fails_after = 0, fails_after
+
+class Rows:
+    """Random rows; after `fails_after` reads, something happens."""
+
+    def __init__(self, fails_after=None, happens=pull_the_plug):
+        self.reads, self.fails_after, self.happens = 0, fails_after, happens
 
     def __len__(self):
         return 40
 
     def __getitem__(self, index):
         self.reads += 1
-        if self.fails_after is not None and self.reads > self.fails_after:
-            raise KeyboardInterrupt
+        if self.fails_after is not None and self.reads == self.fails_after + 1:
+            self.happens()
         rng = np.random.default_rng(index)
         segment_ids = np.repeat([1, 2], [10, 14]).astype(np.int32)
         return {"tokens": rng.integers(4, 96, 24).astype(np.int32), "segment_ids": segment_ids, "loss_mask": rng.random(24) < 0.7}
@@ -61,26 +69,178 @@ def state_of(directory, model, step_config, mesh):
     abstract, shardings = steps.state_shardings(model, step_config, mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     with checkpoint.open_manager(directory) as manager:
-        return jax.device_get(checkpoint.restore(manager, abstract))
+        return jax.device_get(checkpoint.restore(manager, manager.latest_step(), abstract))
 
 
-def test_interrupted_equals_uninterrupted(tmp_path, model, step_config, mesh):
+COMPUTED = ("step", "loss", "gradient_norm", "supervised_tokens", "learning_rate", "batch")
+
+
+def assert_same_run(one, other, model, step_config, mesh):
+    """Parameters, optimizer state, and every step's loss and batch hash: the same bits."""
+    jax.tree.map(np.testing.assert_array_equal, *(state_of(directory, model, step_config, mesh) for directory in (one, other)))
+    logs = [artifact.read_jsonl(directory / "metrics.jsonl") for directory in (one, other)]
+    computed = [[{name: line[name] for name in COMPUTED} for line in log] for log in logs]
+    assert computed[0] == computed[1]
+    assert [line["step"] for line in logs[0]] == list(range(1, 25))
+    assert len({line["batch"] for line in logs[0]}) == 24
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model, step_config, mesh):
+    """A stage that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("whole") / "stage"
+    train(directory, model, step_config, mesh)
+    return directory
+
+
+def test_interrupted_equals_uninterrupted(tmp_path, whole, model, step_config, mesh):
     """Stopped between two checkpoints and started again: the same state, bit for bit, and the same log."""
-    train(tmp_path / "whole", model, step_config, mesh)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "parts", model, step_config, mesh, rows=Rows(fails_after=1 + 13 * 8))
     with checkpoint.open_manager(tmp_path / "parts") as manager:
         assert manager.latest_step() == 8
-    train(tmp_path / "parts", model, step_config, mesh)
-    whole, parts = (state_of(tmp_path / name, model, step_config, mesh) for name in ("whole", "parts"))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    assert int(whole["step"]) == 24
-    logs = [artifact.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
-    of_interest = [
-        [{name: line[name] for name in ("step", "loss", "gradient_norm", "learning_rate")} for line in log] for log in logs
-    ]
-    assert of_interest[0] == of_interest[1]
-    assert [line["step"] for line in logs[0]] == [4, 8, 12, 16, 20, 24]
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 13, "lo')  # as a killed process may leave it
+    said = train(tmp_path / "parts", model, step_config, mesh)
+    assert_same_run(whole, tmp_path / "parts", model, step_config, mesh)
+    # The clock goes on: what steps 9 to 12 took is lost, and nothing is forgotten.
+    assert said["seconds"]["lost"] > 0
+    assert said["seconds"]["step"] > 0
+    assert set(said["seconds"]) == {"compile", "data", "step", "checkpoint", "lost", "rest"}
+    timed = [line["seconds"] for line in artifact.read_jsonl(tmp_path / "parts" / "metrics.jsonl") if "seconds" in line]
+    totals = [sum(seconds.values()) for seconds in timed]
+    assert totals == sorted(totals)
+
+
+def test_killed_between_its_last_checkpoint_and_its_manifest(tmp_path, whole, model, step_config, mesh):
+    shutil.copytree(whole, tmp_path / "stage")
+    before = json.loads((whole / artifact.MANIFEST).read_text())
+    (tmp_path / "stage" / artifact.MANIFEST).unlink()
+    said = train(tmp_path / "stage", model, step_config, mesh)
+    assert said["final"] == before["final"]
+    assert_same_run(whole, tmp_path / "stage", model, step_config, mesh)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 1, 1)])
+def test_continued_on_another_mesh(tmp_path, whole, model, step_config, mesh, shape):
+    """The batches are the same to the bit, and the first loss after the restart to 1e-5."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stage", model, step_config, mesh, rows=Rows(fails_after=13 * 8))
+    devices = jax.devices()[: np.prod(shape)]
+    other = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+    train(tmp_path / "stage", model, step_config, other)
+    logs = [artifact.read_jsonl(directory / "metrics.jsonl") for directory in (whole, tmp_path / "stage")]
+    assert [line["batch"] for line in logs[0]] == [line["batch"] for line in logs[1]]
+    assert logs[1][8]["loss"] == pytest.approx(logs[0][8]["loss"], rel=1e-5)
+
+
+def test_accumulation_and_a_mixture_resume_exactly(tmp_path, model, step_config, mesh):
+    """Two sources, one read more than once, micro-batches: interrupted twice, the same run."""
+    config = dataclasses.replace(step_config, micro_batches=2)
+    stage = dataclasses.replace(STAGE, data=(("base", 0.75), ("spec", 0.25)))
+
+    def run(name, **happens):
+        mixture = Mixture((Rows(**happens), Rows()), (0.75, 0.25), 5)
+        said = loop.train(tmp_path / name, "stage", model, config, stage, LOG, mixture, mesh, None, 0)
+        artifact.write_manifest(tmp_path / name, {}, said)
+
+    run("whole")
+    for reads in (60, 70):
+        with pytest.raises(KeyboardInterrupt):
+            run("parts", fails_after=reads)
+    run("parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", model, config, mesh)
+
+
+def test_sigterm_saves_and_stops(tmp_path, whole, model, step_config, mesh):
+    preemption.watch()
+    try:
+        terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        with pytest.raises(Preempted, match=r"stage: stopped by SIGTERM, saved at step 1[34]; run the same command to continue"):
+            train(tmp_path / "stage", model, step_config, mesh, rows=Rows(fails_after=13 * 8 + 3, happens=terminate))
+        with pytest.raises(Preempted, match="stopped by SIGTERM; run"):  # nothing to save outside of the loop
+            terminate()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        preemption._state["requested"] = False
+    assert checkpoint.last_good_step(tmp_path / "stage") in (13, 14)
+    said = train(tmp_path / "stage", model, step_config, mesh)
+    assert said["seconds"]["lost"] == pytest.approx(0, abs=0.05)
+    assert_same_run(whole, tmp_path / "stage", model, step_config, mesh)
+
+
+def empty(directory):
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
+def half_copied(directory):
+    shutil.rmtree(directory / "optimizer")
+
+
+def unsealed(directory):
+    (directory / checkpoint.SEAL).unlink()
+
+
+def largest(directory):
+    return max((file for file in directory.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def truncated(directory):
+    os.truncate(largest(directory), 10)
+
+
+def flipped(directory):
+    data = bytearray(largest(directory).read_bytes())
+    data[len(data) // 2] ^= 1
+    largest(directory).write_bytes(data)
+
+
+def extra(directory):
+    (directory.parent / "99").mkdir()
+
+
+@pytest.mark.parametrize("harm", [empty, half_copied, unsealed, truncated, flipped, extra], ids=lambda harm: harm.__name__)
+def test_damaged_checkpoints_are_set_aside(tmp_path, whole, model, step_config, mesh, harm, capsys):
+    """Whatever happened to the latest checkpoint, the run falls back to the last good one, says so, and ends the same."""
+    shutil.copytree(whole, tmp_path / "stage")
+    (tmp_path / "stage" / artifact.MANIFEST).unlink()
+    assert checkpoint.last_good_step(tmp_path / "stage") == 24
+    harm(tmp_path / "stage" / "checkpoints" / "24")
+    good = 24 if harm is extra else 16
+    assert checkpoint.last_good_step(tmp_path / "stage") == good
+    train(tmp_path / "stage", model, step_config, mesh)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged checkpoint" in line]
+    assert f"falls back to step {good}" in line
+    assert (tmp_path / "stage" / ("damaged.99" if harm is extra else "damaged.24")).is_dir()
+    assert_same_run(whole, tmp_path / "stage", model, step_config, mesh)
+
+
+def test_a_failed_save_is_raised(tmp_path, model, step_config, mesh, monkeypatch):
+    """Saves are asynchronous; one that fails stops the run at the next one, or at the end, and leaves the last good one."""
+
+    def full(checkpoints):
+        if len(list(checkpoints.iterdir())) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(checkpoints)
+
+    seal = checkpoint._seal_new
+    monkeypatch.setattr(checkpoint, "_seal_new", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path / "stage", model, step_config, mesh)
+    assert checkpoint.last_good_step(tmp_path / "stage") == 8
+    assert not (tmp_path / "stage" / artifact.MANIFEST).exists()
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with (
+        artifact.lock(tmp_path / "stage"),
+        pytest.raises(BadInput, match=rf"stage: another run \(process {os.getpid()} on .*\) writes there"),
+        artifact.lock(tmp_path / "stage"),
+    ):
+        pass
+    with artifact.lock(tmp_path / "stage"):  # free again
+        pass
 
 
 def test_the_loss_falls_and_the_log_does_not_matter(tmp_path, model, step_config, mesh):
@@ -88,7 +248,9 @@ def test_the_loss_falls_and_the_log_does_not_matter(tmp_path, model, step_config
     said = train(tmp_path / "often", model, step_config, mesh, log=LogConfig(1, 2))
     rarely = train(tmp_path / "rarely", model, step_config, mesh, log=LogConfig(1000, 1000))
     assert said["final"]["loss"] == rarely["final"]["loss"]
-    assert said["final"]["loss"] < artifact.read_jsonl(tmp_path / "often" / "metrics.jsonl")[0]["loss"] - 0.1
+    logs = [artifact.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("often", "rarely")]
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+    assert said["final"]["loss"] < logs[0][0]["loss"] - 0.1
     assert said["tokens"] == 24 * 8 * 24
     assert said["epochs"] == (24 * 8 / 40,)
     assert list((tmp_path / "often" / "tensorboard").glob("events.out.*"))
@@ -119,7 +281,16 @@ def test_not_finite_stops_with_the_step_and_the_rows(tmp_path, model, step_confi
     named = json.loads(str(caught.value).partition("its rows: ")[2])
     assert len(named) == 8
     assert all(name.startswith("base[") for name in named)
-    assert not (tmp_path / "stage" / "metrics.jsonl").exists()
+    assert checkpoint.last_good_step(tmp_path / "stage") is None
+
+
+def test_a_batch_with_nothing_to_learn_is_refused(tmp_path, model, step_config, mesh):
+    class Unmarked(Rows):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "loss_mask": np.zeros(24, bool)}
+
+    with pytest.raises(BadInput, match=r"stage: all-zero loss mask in the batch of step 0; raise batch_rows; its rows: \[\"base\["):
+        train(tmp_path / "stage", model, step_config, mesh, rows=Unmarked())
 
 
 def test_refused_stages(step_config, mesh):

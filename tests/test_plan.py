@@ -1,0 +1,188 @@
+"""Plans: bytes against arrays that were made, FLOPs against published counts and the compiler's, warnings, other machines."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from msmjax import config as configs
+from msmjax import plan
+from msmjax.artifact import BadInput
+from msmjax.model import transformer
+from msmjax.training import sharding
+from msmjax.training import step as steps
+from msmjax.training.sharding import MeshConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+MESHES = [MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)]
+
+
+def load(name, variant):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return configs.from_config_dict(module.get_config(variant))
+
+
+@pytest.fixture
+def llama():
+    return load("shapes", "llama31_8b_4k")
+
+
+def with_stage(config, **changes):
+    """The config with these settings in every stage."""
+    return dataclasses.replace(
+        config, stages={name: dataclasses.replace(stage, **changes) for name, stage in config.stages.items()}
+    )
+
+
+def with_part(config, part, **changes):
+    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **changes)})
+
+
+def warned(config, device):
+    return "\n".join(plan.warnings(config, config.stages, plan.devices_of(config, device)))
+
+
+@pytest.mark.parametrize("mesh_config", MESHES, ids=str)
+def test_bytes_of_state_are_those_of_the_arrays(model, step_config, mesh_config):
+    mesh = sharding.make_mesh(mesh_config)
+    state = steps.compile_init(model, step_config, mesh)(jax.random.key(0))
+    device = mesh.devices.flat[-1]
+
+    def held(tree):
+        shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards if shard.device == device]
+        return sum(shard.data.nbytes for shard in shards)
+
+    params = held(state["params"])
+    assert plan.state_bytes(model, step_config, mesh) == (params, held(state) - params)
+    assert held(state) > 0
+
+
+def test_a_mesh_without_devices_divides_as_one_with(llama):
+    config = dataclasses.replace(llama, mesh=MeshConfig(1, -1, 2))
+    there = plan.devices_of(config, "h100:8").mesh
+    here = sharding.make_mesh(config.mesh)
+    assert dict(there.shape) == dict(here.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert plan.state_bytes(config.model, config.optimizer, there) == plan.state_bytes(config.model, config.optimizer, here)
+
+
+# Public shapes, and GFLOP per token as a table of peers counts them: 6N, and causal at 4k and 8k (None: not in the table).
+LLAMA_1B = {"vocab": 128_256, "layers": 16, "width": 2048, "mlp": 8192, "heads": 32, "head_dim": 64, "tied_embeddings": True}
+QWEN25_7B = {"vocab": 152_064, "layers": 28, "width": 3584, "mlp": 18_944, "heads": 28, "kv_heads": 4, "qkv_bias": True}
+QWEN3_06B = {"vocab": 151_936, "layers": 28, "width": 1024, "mlp": 3072, "heads": 16, "tied_embeddings": True, "qk_norm": True}
+QWEN3_17B = {**QWEN3_06B, "width": 2048, "mlp": 6144}
+
+
+@pytest.mark.parametrize(
+    ("shape", "counted"),
+    [
+        ({}, (45.0, 48.3, 51.5)),
+        (LLAMA_1B, (None, 8.2, 9.0)),
+        (QWEN25_7B, (None, 44.9, 47.4)),
+        (QWEN3_17B, (None, 11.7, 13.1)),
+        (QWEN3_06B, (None, 5.0, 6.4)),
+    ],
+)
+def test_flops_as_they_are_published(llama, shape, counted):
+    model = dataclasses.replace(llama.model, **shape)
+    for length, expected in zip((0, 4096, 8192), counted, strict=True):
+        if expected is not None:
+            assert plan.flops_per_token(model, length) / 1e9 == pytest.approx(expected, abs=0.051)
+
+
+def test_flops_against_the_compilers():
+    """One layer, forward and backward. The compiler multiplies the masked half of the scores as well: 12LTd in all."""
+    model = transformer.ModelConfig(
+        vocab=512, layers=1, width=256, mlp=1024, heads=8, kv_heads=4, head_dim=32, rope_theta=1e4, norm_epsilon=1e-6,
+        qkv_bias=False, qk_norm=False, tied_embeddings=False, embedding_init=0.02, matrix_init=1.0, compute_dtype="float32",
+        scan_layers=False, remat="none",
+    )  # fmt: skip
+    params = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+
+    def loss(params, tokens):
+        return jnp.sum(transformer.unembed(model, params, transformer.forward(model, params, tokens, tokens)) ** 2)
+
+    counted = jax.jit(jax.grad(loss)).lower(params, tokens).compile().cost_analysis()["flops"] / (2 * 256)
+    masked = 6 * model.layers * 256 * model.heads * model.head_dim
+    assert counted == pytest.approx(plan.flops_per_token(model, 256) + masked, rel=0.05)
+
+
+def test_activations_follow_what_divides_them(llama):
+    def estimate(config, device="h100:8"):
+        return plan.activation_bytes(config, config.stages["midtrain"], plan.devices_of(config, device).mesh)
+
+    assert estimate(with_part(llama, "optimizer", micro_batches=2)) < estimate(llama)
+    assert estimate(llama, "h100:16") < estimate(llama)
+    assert estimate(with_part(llama, "model", remat="none")) > estimate(llama)
+    wide = with_stage(with_part(llama, "mesh", tensor=2), batch_rows=8)  # as many rows on a device, half the heads
+    assert estimate(wide) < estimate(llama)
+    stage = llama.stages["midtrain"]
+    assert plan.score_bytes(llama, stage, plan.devices_of(llama, "h100:8").mesh) == 4 * 2 * 32 * 4096**2
+
+
+def test_sensible_settings_are_not_warned_of(llama):
+    assert warned(dataclasses.replace(llama, mesh=MeshConfig(1, -1, 2)), "h200:16") == ""
+
+
+@pytest.mark.parametrize(
+    ("device", "change", "said"),
+    [
+        ("h200:16", lambda c: with_part(c, "model", compute_dtype="float32"), "model.compute_dtype=float32"),
+        ("h200:16", lambda c: with_stage(c, warmup_steps=640), "midtrain: warm-up of 640 in 640 steps"),
+        ("h200:16", lambda c: with_stage(c, steps=5, warmup_steps=1, allow_few_updates=True), "5 updates train too little"),
+        ("h200:16", lambda c: dataclasses.replace(c, row_length=512), "512 tokens of a micro-batch on a device"),
+        ("v5e:1", lambda c: c, "an interruption costs up to 66.9 minutes"),
+        ("h200:1", lambda c: c, "does not fit by this estimate"),
+        ("v5e:1", lambda c: c, "one layer's attention scores alone take 32.00 GiB of 15.75 GiB"),
+    ],
+)
+def test_silly_settings_are_warned_of(llama, device, change, said):
+    assert said in warned(change(llama), device)
+
+
+def test_a_cpu_is_not_warned_of_float32():
+    config = load("cheese", "")
+    assert plan.warnings(config, config.stages, plan.this_machine(config)) == []
+
+
+def test_topology_without_libtpu(llama, monkeypatch):
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"^--topology=v5e:2x2: .*libtpu; pip install 'msmjax\[tpu\]'$"):
+        plan.slice_of(llama, "v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    "wording",
+    [
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (18.18G) exceeds available "
+        "HBM (15.75G).\nmore",
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 18.18G of 15.75G hbm. "
+        "Exceeded hbm capacity by 2.43G.",
+    ],
+)
+def test_figures_of_what_does_not_fit(wording):
+    assert plan.read_exhausted(wording) == "needs 18.18 GiB of 15.75 GiB"
+
+
+def test_other_wordings_are_handed_on():
+    assert plan.read_exhausted("RESOURCE_EXHAUSTED: vmem\nmore") == "RESOURCE_EXHAUSTED: vmem"
+
+
+def test_compiles_for_a_slice(llama):
+    """Skipped where libtpu is not installed, and only this test: it is an extra of hundreds of megabytes, for planning alone."""
+    pytest.importorskip("libtpu")
+    tiny = load("cheese", "tiny")
+    machine = plan.slice_of(tiny, "v5e:2x2")
+    compiled = plan.compile_for(tiny, 8, machine.mesh)
+    assert compiled.arguments >= sum(plan.state_bytes(tiny.model, tiny.optimizer, machine.mesh))  # and padding
+    assert 0 < compiled.peak < machine.memory
+    machine = plan.slice_of(llama, "v5e:2x2")
+    assert plan.describe_compiled(llama, 16, machine).startswith("does not fit: needs ")
+    assert plan.describe_compiled(llama, 16, machine).endswith(" of 15.75 GiB")
+    with pytest.raises(BadInput, match=r"^--topology=v5e:3x5: .*not divisible"):
+        plan.slice_of(llama, "v5e:3x5")
