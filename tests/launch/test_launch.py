@@ -254,7 +254,10 @@ def test_local_passes_signals_on(place, number):
         "print('ready', flush=True)\ntime.sleep(30)",
     )
     command = [ROOT / "launch" / "local.sh", "--processes=2", "--", *PLAIN]
-    process = subprocess.Popen(command, env=place.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, env=place.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored, for good
+    )  # fmt: skip
     assert {process.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
     process.send_signal(number)
     output, _ = process.communicate(timeout=15)
