@@ -6,7 +6,7 @@
     python -m msmjax.main --config=configs/cheese.py --plan --device=h100:8 --price=2.5   # and there (docs/planning.md)
     python -m msmjax.main --config=configs/cheese.py --show_batch=finetune  # what a stage trains on
 
-Bad input is one line on standard error and exit code 2; after SIGTERM everything is saved and the exit code is 75.
+Bad input is one line on standard error and exit code 2; once a run has begun, SIGTERM saves what there is and the exit code is 75.
 launch/ starts several processes of one run; docs/launching.md says how.
 """
 
