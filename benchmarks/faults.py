@@ -1,13 +1,12 @@
 """A campaign of faults: runs are killed, terminated and damaged at random, restarted by the same command, and compared.
 
-    python benchmarks/faults.py                                   # 100 faults; a table, and exit code 1 if anything was lost
-    python benchmarks/faults.py --kill=4 --term=2 --damage=1 --disk=0 --pair=1 --seed=7   # a short one, as in the tests
+    python benchmarks/faults.py                     # over 100 faults; a table, and exit code 1 if anything was lost
+    python benchmarks/faults.py --trials kill=4 term=2 pair=1 --seed=7   # a short one, as in the tests
 
 The experiment is small, the code is the whole: every run is `python -m msmjax.main`. A trial is a fresh working directory, a fault
 that meets the run before its end (or two), and a restart; then the losses and batch hashes of every step, the final parameters and
-optimizer states, and every answer are compared with those of an undisturbed run, bit for bit. `pair` trials are two processes of
-four CPU devices each, one of which is killed; they are compared with an undisturbed pair. Results are kept in
-benchmarks/RESULTS.md.
+optimizer states, and every answer are compared with those of an undisturbed run, bit for bit. Trials of a pair are two processes
+of four CPU devices each; they are compared with an undisturbed pair. Results are kept in benchmarks/RESULTS.md.
 """
 
 import argparse
@@ -27,6 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -46,6 +46,16 @@ COMPUTED = ("step", "loss", "gradient_norm", "supervised_tokens", "learning_rate
 DEADLINE = 300  # seconds in which a run must have ended, or it hangs
 PEER_DEADLINE = 60  # seconds in which a process must end that was told to, or whose other is gone
 FILE_LIMIT = 6_000  # bytes a file may have when the disk is "full": rows fit, checkpoints do not
+KINDS = {  # name -> trials of the whole campaign, what happens
+    "kill": (30, "kill -9 at a random moment"),
+    "save": (15, "kill -9 while a checkpoint is being written"),
+    "term": (15, "SIGTERM at a random moment"),
+    "damage": (20, "kill -9, then a damaged checkpoint"),
+    "full": (4, "a disk on which checkpoints do not fit"),
+    "readonly": (4, "checkpoint directories that become read-only"),
+    "pair": (8, "kill -9 of one of two processes"),
+    "pair-term": (4, "SIGTERM to one of two processes, or to both"),
+}
 
 
 def start(workdir: Path, log, pair: int | None = None, port: int = 0, full_disk: bool = False) -> subprocess.Popen:
@@ -133,9 +143,29 @@ def damage(rng: random.Random, workdir: Path) -> str:
     return kind
 
 
+def wait_for_save(workdir: Path, process: subprocess.Popen) -> None:
+    """Returns when a checkpoint is being written, or the process has ended."""
+    while process.poll() is None and not any(
+        not path.name.isdigit() for stage in stages_of(workdir) for path in (stage / "checkpoints").glob("*")
+    ):
+        time.sleep(0.001)
+
+
+@contextlib.contextmanager
+def read_only(workdir: Path):
+    """Within, no checkpoint can be written; for root, who may write anywhere, that takes an attribute of the file system."""
+    directories = [stage / "checkpoints" for stage in stages_of(workdir)]
+    change = (["chattr", "+i"], ["chattr", "-i"]) if os.geteuid() == 0 else (["chmod", "a-w"], ["chmod", "u+w"])
+    subprocess.run([*change[0], *directories], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*change[1], *directories], check=True)
+
+
 def inject(kind: str, rng: random.Random, workdir: Path, log, duration: float, wrong: list[str]) -> bool:
     """Starts the run and does `kind` to it; whether that met a run that was still going. What is amiss goes to `wrong`."""
-    pair, full_disk = kind == "pair", kind == "disk"
+    pair, full_disk, terminated = kind.startswith("pair"), kind == "full", kind.endswith("term")
     good = {stage.name: checkpoint.last_good_step(stage) for stage in stages_of(workdir)}
     processes = start_all(workdir, log, pair, full_disk)
     if full_disk:
@@ -143,16 +173,31 @@ def inject(kind: str, rng: random.Random, workdir: Path, log, duration: float, w
     else:
         with contextlib.suppress(subprocess.TimeoutExpired):
             processes[0].wait(rng.uniform(0.2, 1.0) * duration)
+        if kind == "save":
+            wait_for_save(workdir, processes[0])
         met = all(process.poll() is None for process in processes)
-        victim = rng.choice(processes)
-        victim.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
-        codes = wait(processes, PEER_DEADLINE)
-        if None in codes:
-            wrong.append(f"did not end within {PEER_DEADLINE} s: {codes}")
-        if kind == "term" and met and codes[0] not in (0, PREEMPTED, -signal.SIGTERM):  # before it is watched for, it kills
-            wrong.append(f"SIGTERM ended in exit code {codes[0]}")
-        if pair and met and 0 in codes:
-            wrong.append(f"a process ended well without the other: {codes}")
+        if kind == "readonly":
+            if met := met and bool(stages_of(workdir)):
+                with read_only(workdir):
+                    # What it still had to save it could not; where all was saved before, it ends well.
+                    codes = wait(processes, DEADLINE)
+                met = codes == [2]
+                if codes not in ([0], [2]):
+                    wrong.append(f"a read-only disk ended in exit code {codes[0]}")
+            else:
+                wait(processes, DEADLINE)
+        else:
+            victims = processes if kind == "pair-term" and rng.random() < 0.5 else [rng.choice(processes)]
+            for victim in victims:
+                victim.send_signal(signal.SIGTERM if terminated else signal.SIGKILL)
+            codes = wait(processes, PEER_DEADLINE)
+            if None in codes:
+                wrong.append(f"did not end within {PEER_DEADLINE} s: {codes}")
+            # Before SIGTERM is watched for, it kills; then one of two is lost.
+            if terminated and met and not set(codes) <= {0, PREEMPTED, -signal.SIGTERM, *([1, -signal.SIGABRT] if pair else [])}:
+                wrong.append(f"SIGTERM ended in exit codes {codes}")
+            if kind == "pair" and met and 0 in codes:
+                wrong.append(f"a process ended well without the other: {codes}")
     for stage in stages_of(workdir):
         if (good.get(stage.name) or 0) > (checkpoint.last_good_step(stage) or 0):
             wrong.append(f"{stage.name}: lost the durable step {good[stage.name]}")
@@ -175,7 +220,7 @@ def trial(kind: str, rng: random.Random, workdir: Path, duration: float, referen
             injected = sum(inject(kind, rng, workdir, log, duration, wrong) for _ in range(rng.choice((1, 1, 2))))
         good = {stage.name: checkpoint.last_good_step(stage) for stage in stages_of(workdir)}
         restarted = log.tell()
-        codes = run_to_end(workdir, log, kind == "pair")
+        codes = run_to_end(workdir, log, kind.startswith("pair"))
         log.seek(restarted)
         said = log.read()
     if set(codes) != {0}:
@@ -190,22 +235,25 @@ def trial(kind: str, rng: random.Random, workdir: Path, duration: float, referen
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for kind, count, what in (
-        ("kill", 45, "kill -9 at a random moment"),
-        ("term", 20, "SIGTERM at a random moment"),
-        ("damage", 20, "kill -9, then a damaged checkpoint"),
-        ("disk", 5, "a disk on which checkpoints do not fit"),
-        ("pair", 10, "kill -9 of one of two processes"),
-    ):
-        parser.add_argument(f"--{kind}", type=int, default=count, help=f"trials of: {what}")
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of metadata that it does not need
+    whole = {kind: count for kind, (count, _) in KINDS.items()}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"{kind:>10}: {what} ({count})" for kind, (count, what) in KINDS.items()),
+    )  # fmt: skip
+    parser.add_argument("--trials", nargs="+", metavar="KIND=N", help="how many of which kind; all as below unless given")
     parser.add_argument("--seed", type=int, default=0, help="of what happens when")
     arguments = parser.parse_args()
-    kinds = [kind for kind in ("kill", "term", "damage", "disk", "pair") for _ in range(getattr(arguments, kind))]
+    if arguments.trials is not None:
+        given = dict(trial.partition("=")[::2] for trial in arguments.trials)
+        if wrong := [f"{kind}={count}" for kind, count in given.items() if kind not in KINDS or not count.isdecimal()]:
+            parser.error(f"{wrong[0]}: not KIND=N; kinds are {', '.join(KINDS)}")
+        whole = {kind: int(count) for kind, count in given.items()}
+    kinds = [kind for kind, count in whole.items() for _ in range(count)]
     table: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     with tempfile.TemporaryDirectory() as work:
         references = {}
-        for pair in sorted({kind == "pair" for kind in kinds}):
+        for pair in sorted({kind.startswith("pair") for kind in kinds}):
             directory = Path(work) / f"reference{int(pair)}"
             directory.mkdir()
             started = time.monotonic()
@@ -217,7 +265,7 @@ def main() -> None:
             bar.set_postfix_str(kind)
             workdir = Path(work) / f"trial{index}"
             workdir.mkdir()
-            injected, wrong = trial(kind, random.Random(f"{arguments.seed}/{index}"), workdir, *references[kind == "pair"])
+            injected, wrong = trial(kind, random.Random(f"{arguments.seed}/{index}"), workdir, *references[kind.startswith("pair")])
             unequal, lost = any("not equal" in one for one in wrong), any("not equal" not in one for one in wrong)
             resumed = not any("restart ended" in one for one in wrong)
             table[kind].update({"runs": 1, "faults": injected, "resumed": resumed, "bitwise equal": resumed and not unequal})

@@ -69,7 +69,11 @@ def make(parent: Path, name: str, inputs: dict, build: Callable[[Path], dict]) -
     if final.exists():
         read_manifest(final, inputs)
         return final
-    aside = parent / f"incomplete.{final.name}.{socket.gethostname()}.{os.getpid()}"
+    prefix = f"incomplete.{final.name}.{socket.gethostname()}."
+    for left in parent.glob(f"{prefix}*"):
+        if not _is_alive(int(left.suffix[1:])):  # it was killed
+            shutil.rmtree(left, ignore_errors=True)
+    aside = parent / f"{prefix}{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
@@ -86,6 +90,16 @@ def make(parent: Path, name: str, inputs: dict, build: Callable[[Path], dict]) -
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 @contextlib.contextmanager

@@ -53,8 +53,9 @@ def main(argv: list[str]) -> None:
     stdlib_logging.getLogger("asyncio").setLevel("CRITICAL")
     _join_processes()
     from msmjax import config, experiment, plan
-    from msmjax.training import preemption
+    from msmjax.training import preemption, processes
 
+    processes.watch_others()
     preemption.watch()
     frozen = config.from_config_dict(_CONFIG.value)
     workdir = Path(_WORKDIR.value)
@@ -64,13 +65,14 @@ def main(argv: list[str]) -> None:
         experiment.show_batch(frozen, workdir, _SHOW_BATCH.value)
     else:
         experiment.run(frozen, workdir)
+    processes.leave(0)
 
 
 def _join_processes() -> None:
     """Connects the processes of one run.
 
-    JAX bounds the waiting: 300 s for all to come, and LOST_PROCESS_SECONDS until a lost one ends the others. Both end in an
-    abort, which is a crash and not bad input: launchers start again. A process that fails ends at once (`_exit`).
+    JAX bounds the waiting: 300 s for all to come, and LOST_PROCESS_SECONDS until one that falls silent ends the others. Both end
+    in an abort, which is a crash and not bad input. That one has ended is noticed at once (`processes.watch_others`).
     """
     given = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "process": _PROCESS.value}
     missing = [name for name, value in given.items() if value is None]
@@ -142,13 +144,13 @@ def cli() -> None:
 
 
 def _exit(code: int) -> None:
-    """Ends the process; one of several at once, since JAX's own end would wait for the others, and they for this one."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    """Ends the process at once. An orderly end would wait for the threads of a save that failed, and JAX's for the other processes;
+    what had to be saved is saved by now."""
+    if "msmjax.training.processes" in sys.modules:
+        sys.modules["msmjax.training.processes"].leave(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import socket
+import subprocess
 
 import pytest
 
@@ -38,6 +40,19 @@ def test_a_failed_build_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
         artifact.make(tmp_path, "name", {}, build)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    final = artifact.path(tmp_path, "name", {})
+    of_the_dead, of_the_living = (
+        tmp_path / f"incomplete.{final.name}.{socket.gethostname()}.{process}" for process in (dead.pid, os.getppid())
+    )
+    for directory in (of_the_dead, of_the_living):
+        directory.mkdir()
+    artifact.make(tmp_path, "name", {}, lambda _: {})
+    assert sorted(tmp_path.iterdir()) == sorted([of_the_living, final])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])

@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = {"kill": 6, "term": 1, "damage": 1, "disk": 1, "pair": 1}
+FAULTS = {"kill": 6, "save": 1, "term": 1, "damage": 1, "full": 1, "pair": 1}
 
 
 def test_nothing_is_lost():
-    """Six kills, a SIGTERM, a damaged checkpoint, a full disk, and one of two processes killed: all resumed, none unequal."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), *(f"--{kind}={count}" for kind, count in FAULTS.items())]
+    """Seven kills, one of them in a save, a SIGTERM, a damaged checkpoint, a full disk, one of two processes killed: none unequal."""
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "faults.py"),
+        "--trials",
+        *(f"{kind}={count}" for kind, count in FAULTS.items()),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     table = {row[0]: [int(count) for count in row[1:]] for row in re.findall(r"\| (\w+)" + r" \| (\d+)" * 6 + r" \|", done.stdout)}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,28 @@ def test_disk_that_is_full_while_a_stage_is_saved(first_run, workdir, tmp_path):
     assert_one_line(msmjax(TINY, f"--workdir={copy}", devices=2, preexec_fn=limit), str(copy / "stages"), "cannot write")
     done = msmjax(TINY, f"--workdir={copy}", "--config.seeds=(0,)", "--config.run=('base',)", devices=2)
     assert done.returncode == 0, done.stderr
+
+
+def test_disk_that_becomes_read_only(first_run, workdir, tmp_path):
+    """A directory in which a stage can lay down nothing more, not even for root: the run ends, though threads of a save wait."""
+    import shutil
+    import threading
+
+    copy = tmp_path / "copy"
+    for made in ("corpora", "rows", "tokenizers"):
+        shutil.copytree(workdir / made, copy / made)
+
+    def turn_into_a_file():
+        while not (found := list(copy.glob("stages/*/checkpoints"))):
+            time.sleep(0.01)
+        found[0].rename(tmp_path / "moved")
+        found[0].write_text("")
+
+    turning = threading.Thread(target=turn_into_a_file)
+    turning.start()
+    done = msmjax(TINY, f"--workdir={copy}", devices=2)
+    turning.join()
+    assert_one_line(done, str(copy / "stages"), "cannot write")
 
 
 def test_run_directory_of_other_code_or_data(first_run, workdir, tmp_path):

@@ -1,45 +1,51 @@
-"""Two processes of four CPU devices each make the run that one process makes."""
+"""Several processes make the run that one makes, stop together, and one may go on where others stopped."""
 
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from msmjax.main import PREEMPTED
+
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = (
-    "--config=configs/cheese.py:tiny",
-    "--config.seeds=(0,)",
-    "--config.run=('base','msm_affordability_aft')",
-    "--config.mesh.data=2",
-    "--config.mesh.tensor=2",
-)
+TINY = ("--config=configs/cheese.py:tiny", "--config.seeds=(0,)", "--config.mesh.data=2", "--config.mesh.tensor=2")
+WHOLE = (*TINY, "--config.run=('base','msm_affordability_aft')")
+# Long enough to be interrupted, and hot enough that another batch would be another loss.
+LONG = (
+    *TINY, "--config.run=('base',)", "--config.stages.pretrain.steps=600", "--config.log.metrics_every=10",
+    "--config.log.checkpoint_every=1000",
+)  # fmt: skip
 
 
-def free_port():
-    with contextlib.closing(socket.socket()) as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
+def environment(devices):
+    found = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    found.pop("XLA_FLAGS")
+    return found
 
 
-def run(workdir, processes):
-    """Runs the experiment in one process of eight devices, or two of four; what each said."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(8 // processes)}
-    environment.pop("XLA_FLAGS")
-    port = free_port()
-    started = []
-    for process in range(processes):
-        flags = [f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={process}"] if processes > 1 else []
-        command = [sys.executable, "-m", "msmjax.main", *COMMAND, *flags, f"--workdir={workdir}"]
-        started.append(
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    said = [process.communicate(timeout=600)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, said
+def start(workdir, processes, arguments):
+    """The run in one process of eight devices, or in two of four by launch/local.sh."""
+    python = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    launcher = ["launch/local.sh", "--processes=2", "--devices-per-process=4", "--"]
+    command = [sys.executable, "-m", "msmjax.main"] if processes == 1 else launcher
+    return subprocess.Popen(
+        [*command, *arguments, f"--workdir={workdir}"], cwd=ROOT, env={**environment(8), "PATH": python},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def run(workdir, processes, arguments, code=0):
+    """Runs to the end; what was said."""
+    process = start(workdir, processes, arguments)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == code, said
     return said
 
 
@@ -48,9 +54,33 @@ def logs(workdir):
     return {stage.name: [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()] for stage in stages}
 
 
+def wait_for_steps(workdir, steps):
+    """Returns when the first stage has logged so many."""
+    until = time.monotonic() + 300
+    while not any(len(path.read_text().splitlines()) >= steps for path in workdir.glob("stages/*/metrics.jsonl")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def start_two(command, logs):
+    """Two processes of four devices, without a launcher that would end one when the other fails."""
+    port = free_port()
+    flags = [[f"--coordinator=localhost:{port}", "--processes=2", f"--process={number}"] for number in range(2)]
+    return [
+        subprocess.Popen([sys.executable, *command, *own], cwd=ROOT, env=environment(4), stdout=log, stderr=log)
+        for own, log in zip(flags, logs, strict=True)
+    ]
+
+
 def test_two_processes_equal_one(tmp_path):
-    run(tmp_path / "one", 1)
-    said = run(tmp_path / "two", 2)
+    run(tmp_path / "one", 1, WHOLE)
+    said = run(tmp_path / "two", 2, WHOLE)
     one, two = logs(tmp_path / "one"), logs(tmp_path / "two")
     assert one.keys() == two.keys()
     assert len(one) == 3
@@ -59,8 +89,8 @@ def test_two_processes_equal_one(tmp_path):
         for ours, theirs in list(zip(lines, two[name], strict=True))[:5]:
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     # The first process alone says and writes what is written once.
-    assert "report:" in said[0]
-    assert "report:" not in said[1]
+    assert "[0] report:" in said
+    assert "[1] report:" not in said
     (directory,) = (tmp_path / "two").glob("cheese_tiny-*")
     assert (directory / "report.html").exists()
     results = [
@@ -71,5 +101,91 @@ def test_two_processes_equal_one(tmp_path):
         assert [ours[name] for name in ("arm", "eval", "metric", "n")] == [theirs[name] for name in ("arm", "eval", "metric", "n")]
         if ours["metric"] != "choice":  # which may turn over on a hair
             assert ours["value"] == pytest.approx(theirs["value"], rel=1e-3)
-    said = run(tmp_path / "two", 2)  # and there is nothing left to do
-    assert "nothing to run" in said[0]
+    assert "nothing to run" in run(tmp_path / "two", 2, WHOLE)
+
+
+def test_preempted_and_continued_by_another_number_of_processes(tmp_path):
+    """SIGTERM in one process, then in two, then to the end in one: the batches are the undisturbed run's, and so is the loss of
+    the step after each restart."""
+    run(tmp_path / "undisturbed", 1, LONG)
+    for processes, steps in ((1, 100), (2, 250)):
+        process = start(tmp_path / "moved", processes, LONG)
+        wait_for_steps(tmp_path / "moved", steps)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == PREEMPTED, said
+        assert said.count("stopped by SIGTERM, saved at step") == processes, said
+    saved = [len(lines) for lines in logs(tmp_path / "moved").values()]
+    said = run(tmp_path / "moved", 1, LONG)
+    assert f"continues from step {saved[0]}; 0 s of work lost" in said
+    (one,), (moved,) = (logs(tmp_path / name).values() for name in ("undisturbed", "moved"))
+    assert [line["batch"] for line in one] == [line["batch"] for line in moved]
+    for ours, theirs in zip(one[: saved[0] + 1], moved, strict=False):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_stops_the_other(tmp_path, victim):
+    paths = [tmp_path / f"{number}.log" for number in range(2)]
+    with contextlib.ExitStack() as stack:
+        processes = start_two(
+            ["-m", "msmjax.main", *LONG, f"--workdir={tmp_path / 'work'}"], [stack.enter_context(path.open("w")) for path in paths]
+        )
+        wait_for_steps(tmp_path / "work", 20)
+        processes[victim].kill()
+        code = processes[1 - victim].wait(timeout=10)
+    last = paths[1 - victim].read_text().splitlines()[-1]
+    assert last.endswith(
+        f"msmjax: process {victim} of this run was killed, so process {1 - victim} stops too; "
+        "its log says why; start all with the same command to continue"
+    )
+    assert code == 1
+
+
+FAIL = """
+import sys
+from absl import flags
+from msmjax import main
+from msmjax.artifact import BadInput
+flags.FLAGS(sys.argv)
+main._join_processes()
+import jax, numpy as np
+from msmjax.training import processes, sharding
+processes.watch_others()
+mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=2, tensor=1))
+rows = []
+def read(start, stop):
+    rows.extend(range(start, stop))
+    return {"tokens": np.arange(start, stop)[:, None] * np.ones((1, 4), int)}
+placed = sharding.place_batch(mesh, 16, read)["tokens"]
+print(f"process {jax.process_index()} read {sorted(rows)}; sum {int(jax.jit(lambda x: x.sum())(placed))}", flush=True)
+processes.wait_for_all("both said so")
+if jax.process_index() == 0:  # as where it alone makes the data
+    print("msmjax: not a spec")
+    main._exit(2)
+processes.wait_for_all("never comes")
+"""
+
+
+def test_each_reads_its_own_rows_and_ends_as_the_other_did(tmp_path):
+    script = tmp_path / "fail.py"
+    script.write_text(FAIL)
+    paths = [tmp_path / f"{number}.log" for number in range(2)]
+    with contextlib.ExitStack() as stack:
+        processes = start_two([str(script)], [stack.enter_context(path.open("w")) for path in paths])
+        assert [process.wait(timeout=60) for process in processes] == [2, 2]
+    for number, path in enumerate(paths):
+        own = list(range(8 * number, 8 * number + 8))
+        assert f"process {number} read {own}; sum {4 * sum(range(16))}\n" in path.read_text()
+    assert "process 0 of this run ended with exit code 2, so process 1 stops too" in paths[1].read_text()
+
+
+def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
+    first = start(tmp_path / "work", 1, LONG)
+    wait_for_steps(tmp_path / "work", 10)
+    said = run(tmp_path / "work", 1, LONG, code=2)
+    assert said.splitlines()[-1].startswith("msmjax: ")
+    assert f"another run (process {first.pid} on " in said
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert first.returncode == PREEMPTED

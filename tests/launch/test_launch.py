@@ -266,32 +266,6 @@ def test_local_passes_signals_on(place, number):
     assert len(place.calls("python")) == 2
 
 
-SUM = """
-import sys
-from absl import flags
-from msmjax import main
-flags.FLAGS(sys.argv)
-main._join_processes()
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-n = jax.device_count()
-mesh = jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,))
-x = jax.make_array_from_callback((n,), NamedSharding(mesh, P("data")), lambda index: np.arange(n, dtype=np.float32)[index])
-total = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "data"), mesh=mesh, in_specs=P("data"), out_specs=P()))(x)
-print(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {n} devices, sum {float(total[0])}")
-"""
-
-
-def test_local_for_real(place):
-    """Two processes with two devices each find each other through the flags of msmjax.main, and add over all four."""
-    (place.path / "sum.py").write_text(SUM)
-    place.stub("python", f"os.execv({sys.executable!r}, [{sys.executable!r}, str(here / 'sum.py'), *arguments[3:]])")
-    done = place.launch("local.sh", "--devices-per-process=2", arguments=["--workdir=unused"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if "process" in line and "sum" in line]
-    assert sorted(lines) == [f"[{i}] process {i} of 2, 2 of 4 devices, sum 6.0" for i in range(2)]
-
-
 def test_local_with_bad_input_for_real(place):
     place.stub("python", f"os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])")
     done = place.launch("local.sh", arguments=["--config=configs/chese.py"])
