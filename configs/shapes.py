@@ -12,8 +12,8 @@ report them: steps of 65,536 tokens, 42 million tokens of midtraining, 10 millio
 from ml_collections import ConfigDict
 
 COMMON = {
-    "head_dim": 128, "kv_heads": 8, "rope_theta": 1e6, "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": False,
-    "tied_embeddings": False, "embedding_init": 0.02, "matrix_init": 1.0,
+    "head_dim": 128, "kv_heads": 8, "rope_theta": 1e6, "rope_scaling": (), "norm_epsilon": 1e-6, "qkv_bias": False,
+    "qk_norm": False, "tied_embeddings": False, "embedding_init": 0.02, "matrix_init": 1.0, "lora_rank": 0, "lora_alpha": 0.0,
     "compute_dtype": "bfloat16", "scan_layers": True, "remat": "full",
 }  # fmt: skip
 # name -> (vocabulary, what differs from COMMON)

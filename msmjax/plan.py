@@ -265,7 +265,7 @@ def activation_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | 
     tokens, scores = rows * config.row_length, score_bytes(config, stage, mesh)
     narrow = (2 * model.heads + 2 * model.kv_heads) * model.head_dim + 3 * model.mlp
     block = itemsize * tokens * (4 * model.width + narrow // tensor)
-    kept = model.layers * (itemsize * tokens * model.width if model.remat == "full" else block + scores + scores * itemsize // 4)
+    kept = model.layers * (itemsize * tokens * model.width if model.remat != "none" else block + scores + scores * itemsize // 4)
     loss = 8 * rows * config.optimizer.loss_chunk * model.vocab // tensor
     params, _ = state_bytes(model, config.optimizer, mesh)
     weights = params * itemsize // 4 if itemsize < 4 else 0

@@ -111,7 +111,7 @@ def test_every_field_is_read():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.model.update(remat="ful"), r"model\.remat='ful': unknown; one of none, full"),
+        (lambda c: c.model.update(remat="ful"), r"model\.remat='ful': unknown; one of none, attention, full"),
         (lambda c: c.model.update(heads=3), r"model\.heads=3: must be a multiple of model\.kv_heads=2"),
         (lambda c: untyped(c.model, heads="4"), r"model\.heads='4': must be of type int"),
         (lambda c: untyped(c.model, heads=True), r"model\.heads=True: must be of type int"),

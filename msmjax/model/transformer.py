@@ -1,7 +1,7 @@
 """A decoder as today's open models are, and the letters its arrays are named by.
 
     B batch   T query length   S key length   L layers   D model   F mlp
-    N heads   K kv heads       G = N/K        H head dim V vocabulary
+    N heads   K kv heads       G = N/K        H head dim V vocabulary   R rank of a LoRA adapter
 
 Arrays end in their letters (`x_BTD`, `wq_LDNH`); einsums use the same letters; the letters of a parameter's name select its
 sharding (training/sharding.py). NNX declares the parameters; `forward` is a function of the plain dict they make.
@@ -15,11 +15,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from msmjax.artifact import BadInput
 
-REMAT = ("none", "full")
+REMAT = ("none", "attention", "full")  # what the backward pass computes again: nothing, all but attention outputs, everything
 DTYPES = ("float32", "bfloat16")
+# The matrices of a block: name -> letters it sums over, letters of its output. A LoRA adapter has a pair for each.
+PROJECTIONS = {
+    "wq": ("D", "NH"), "wk": ("D", "KH"), "wv": ("D", "KH"), "wo": ("NH", "D"),
+    "w_gate": ("D", "F"), "w_up": ("D", "F"), "w_down": ("F", "D"),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +40,15 @@ class ModelConfig:
     kv_heads: int  # K
     head_dim: int  # H
     rope_theta: float
+    rope_scaling: tuple[float, ...]  # Llama 3.1's (factor, low and high frequency factor, original length), or ()
     norm_epsilon: float
     qkv_bias: bool
     qk_norm: bool
     tied_embeddings: bool
     embedding_init: float  # standard deviation
     matrix_init: float  # standard deviation times sqrt(fan-in): 1 keeps the scale of activations
+    lora_rank: int  # 0: all parameters are trained; else an adapter on all PROJECTIONS, and the rest is frozen
+    lora_alpha: float  # the adapter's product is scaled by lora_alpha / lora_rank
     compute_dtype: str
     scan_layers: bool
     remat: str
@@ -52,6 +61,12 @@ class ModelConfig:
             raise BadInput(f"model.heads={self.heads}: must be a multiple of model.kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise BadInput(f"model.head_dim={self.head_dim}: must be even for rotary positions")
+        if len(self.rope_scaling) not in (0, 4) or any(not part > 0 for part in self.rope_scaling):
+            raise BadInput(f"model.rope_scaling={self.rope_scaling}: neither () nor four numbers above 0")
+        if self.rope_scaling and not self.rope_scaling[1] < self.rope_scaling[2]:
+            raise BadInput(f"model.rope_scaling={self.rope_scaling}: its low frequency factor must be below the high one")
+        if self.lora_rank and not self.lora_alpha > 0:
+            raise BadInput(f"model.lora_alpha={self.lora_alpha}: must be above 0 where model.lora_rank is")
         for name, known in (("remat", REMAT), ("compute_dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise BadInput(f"model.{name}={getattr(self, name)!r}: unknown; one of {', '.join(known)}")
@@ -61,7 +76,7 @@ class ModelConfig:
         """Letter -> size, for the letters that parameters have."""
         return {
             "L": self.layers, "D": self.width, "F": self.mlp, "N": self.heads, "K": self.kv_heads, "H": self.head_dim,
-            "V": self.vocab,
+            "V": self.vocab, "R": self.lora_rank,
         }  # fmt: skip
 
 
@@ -85,6 +100,12 @@ class Parameters(nnx.Module):
             scale = self.config.matrix_init / functools.reduce(lambda n, x: n * self.config.sizes[x], fan_in, 1) ** 0.5
         return nnx.Param(scale * jax.random.normal(self.rngs.params(), shape), letters=letters)
 
+    def uniform(self, letters: str, fan_in: str) -> nnx.Param:
+        """Uniform within 1 / sqrt(fan-in): how PEFT initialises `lora_A`."""
+        shape = [self.config.sizes[x] for x in letters]
+        bound = functools.reduce(lambda n, x: n * self.config.sizes[x], fan_in, 1) ** -0.5
+        return nnx.Param(jax.random.uniform(self.rngs.params(), shape, minval=-bound, maxval=bound), letters=letters)
+
 
 class Blocks(Parameters):
     """All transformer blocks, stacked along L."""
@@ -106,6 +127,16 @@ class Blocks(Parameters):
         self.w_down_LFD = self.normal("LFD", fan_in="F")
 
 
+class Adapter(Parameters):
+    """The LoRA pairs (arXiv 2106.09685) of all blocks, stacked along L: `wq_a_LDR` and `wq_b_LRNH` beside `wq_LDNH`."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        for name, (summed, out) in PROJECTIONS.items():
+            setattr(self, f"{name}_a_L{summed}R", self.uniform(f"L{summed}R", fan_in=summed))
+            setattr(self, f"{name}_b_LR{out}", self.zeros(f"LR{out}"))
+
+
 class Transformer(Parameters):
     """The whole model's declaration."""
 
@@ -123,10 +154,28 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
     return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(params=key)), nnx.Param))
 
 
+def init_adapter(config: ModelConfig, key: jax.Array) -> dict:
+    """`{"blocks": ...}` of float32 LoRA pairs; the product of each is zero."""
+    return {"blocks": nnx.to_pure_dict(nnx.state(Adapter(config, nnx.Rngs(params=key)), nnx.Param))}
+
+
+def with_adapter(params: dict, adapter: dict) -> dict:
+    """What `forward` takes where lora_rank is not 0: the parameters with the adapter's pairs beside their matrices."""
+    return {**params, "blocks": {**params["blocks"], **adapter["blocks"]}}
+
+
 def count_params(config: ModelConfig) -> int:
-    """Number of parameters, by shape alone."""
-    abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    """Number of parameters without the adapter, by shape alone."""
+    return _count(lambda: init_params(config, jax.random.key(0)))
+
+
+def count_adapter(config: ModelConfig) -> int:
+    """Number of the adapter's parameters, by shape alone."""
+    return _count(lambda: init_adapter(config, jax.random.key(0)))
+
+
+def _count(init: Callable[[], dict]) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init)))
 
 
 def forward(
@@ -146,10 +195,12 @@ def forward(
     def block(x_BTD, layer):
         layer = {name.replace("_L", "_", 1): array.astype(dtype) for name, array in layer.items()}
         x_BTD = x_BTD + attention(config, layer, rms_norm(x_BTD, layer["attention_norm_D"], config), angles, mask_BTS, constrain)
-        x_BTD = x_BTD + mlp(layer, rms_norm(x_BTD, layer["mlp_norm_D"], config), constrain)
+        x_BTD = x_BTD + mlp(config, layer, rms_norm(x_BTD, layer["mlp_norm_D"], config), constrain)
         return constrain(x_BTD, "BTD"), None
 
-    if config.remat == "full":
+    if config.remat == "attention":
+        block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names("attention"))
+    elif config.remat == "full":
         block = jax.checkpoint(block)
     if config.scan_layers:
         x_BTD, _ = jax.lax.scan(block, x_BTD, params["blocks"])
@@ -171,9 +222,9 @@ def unembed(config: ModelConfig, params: dict, x_BTD: jax.Array) -> jax.Array:
 def attention(config: ModelConfig, layer: dict, x_BTD, angles, mask_BTS, constrain) -> jax.Array:
     """Grouped-query attention; a query sees the keys that `mask_BTS` allows."""
     with jax.named_scope("attention"):
-        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, layer["wq_DNH"])
-        k_BSKH = jnp.einsum("BSD,DKH->BSKH", x_BTD, layer["wk_DKH"])
-        v_BSKH = jnp.einsum("BSD,DKH->BSKH", x_BTD, layer["wv_DKH"])
+        q_BTNH = project(config, layer, "wq", x_BTD)
+        k_BSKH = project(config, layer, "wk", x_BTD)
+        v_BSKH = project(config, layer, "wv", x_BTD)
         if config.qkv_bias:
             q_BTNH += layer["bq_NH"][None, None]
             k_BSKH += layer["bk_KH"][None, None]
@@ -187,15 +238,26 @@ def attention(config: ModelConfig, layer: dict, x_BTD, angles, mask_BTS, constra
         scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
         weights_BKGTS = jax.nn.softmax(scores, axis=-1).astype(x_BTD.dtype)
         out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
-        return jnp.einsum("BTNH,NHD->BTD", out_BTKGH.reshape(B, T, N, H), layer["wo_NHD"])
+        out_BTNH = checkpoint_name(out_BTKGH.reshape(B, T, N, H), "attention")
+        return project(config, layer, "wo", out_BTNH)
 
 
-def mlp(layer: dict, x_BTD, constrain) -> jax.Array:
+def project(config: ModelConfig, layer: dict, name: str, x_BT: jax.Array) -> jax.Array:
+    """x W, and with LoRA + (lora_alpha / lora_rank) (x A) B: the product of A and B never exists."""
+    summed, out = PROJECTIONS[name]
+    y_BT = jnp.einsum(f"BT{summed},{summed}{out}->BT{out}", x_BT, layer[f"{name}_{summed}{out}"])
+    if not config.lora_rank:
+        return y_BT
+    low_BTR = jnp.einsum(f"BT{summed},{summed}R->BTR", x_BT, layer[f"{name}_a_{summed}R"])
+    low_BTR *= config.lora_alpha / config.lora_rank
+    return y_BT + jnp.einsum(f"BTR,R{out}->BT{out}", low_BTR, layer[f"{name}_b_R{out}"])
+
+
+def mlp(config: ModelConfig, layer: dict, x_BTD, constrain) -> jax.Array:
     """SwiGLU."""
     with jax.named_scope("mlp"):
-        gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, layer["w_gate_DF"])
-        up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, layer["w_up_DF"])
-        return jnp.einsum("BTF,FD->BTD", constrain(jax.nn.silu(gate_BTF) * up_BTF, "BTF"), layer["w_down_FD"])
+        gate_BTF, up_BTF = project(config, layer, "w_gate", x_BTD), project(config, layer, "w_up", x_BTD)
+        return project(config, layer, "w_down", constrain(jax.nn.silu(gate_BTF) * up_BTF, "BTF"))
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
@@ -216,6 +278,13 @@ def attention_mask(segment_ids_BT: jax.Array) -> jax.Array:
 def rope_angles(config: ModelConfig, length: int) -> tuple[jax.Array, jax.Array]:
     """cos and sin of the rotary angles (arXiv 2104.09864) of positions 0 to T - 1, float32 [T, H/2]."""
     frequencies = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    if config.rope_scaling:
+        # Llama 3.1: wavelengths above original / low are stretched by the factor, those below original / high are kept, and
+        # between them it is interpolated (transformers, modeling_rope_utils.py, rope_type "llama3").
+        factor, low, high, original = config.rope_scaling
+        turns = original * frequencies / (2 * jnp.pi)  # in the original length
+        kept = jnp.clip((turns - low) / (high - low), 0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / factor)
     angles = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequencies)
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -10,7 +10,7 @@ FAULTS = {"kill": 6, "save": 1, "term": 1, "damage": 1, "full": 1, "pair": 1}
 
 
 def test_nothing_is_lost():
-    """Seven kills, one of them in a save, a SIGTERM, a damaged checkpoint, a full disk, one of two processes killed: none unequal."""
+    """Seven kills, one in a save, a SIGTERM, a damaged checkpoint, a full disk, one of two processes killed: none unequal."""
     command = [
         sys.executable,
         str(ROOT / "benchmarks" / "faults.py"),
