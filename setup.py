@@ -24,6 +24,11 @@ INSTALL = [
     "tensorboardX>=2.6.4",  # TensorBoard event files without TensorFlow
 ]
 
+HUGGINGFACE = [  # published weights, adapters and tokenizers, in and out
+    "safetensors>=0.5",
+    "tokenizers>=0.21",
+]
+
 setup(
     name="msmjax",
     version="0.1.0",
@@ -37,7 +42,12 @@ setup(
     install_requires=INSTALL,
     extras_require={
         "tpu": ["jax[tpu]"],  # jax's own extra pins the one libtpu that goes with the installed jax; on a CPU `--topology` needs it
+        "huggingface": HUGGINGFACE,
         "test": [
+            *HUGGINGFACE,
+            "torch>=2.6",  # the peers that import, export, LoRA and generation are compared with need it
+            "transformers>=5.0,<6",
+            "peft>=0.17",
             "pytest>=8.3",
             "hypothesis>=6.100",
             "pyyaml>=6.0",  # reads the JobSet that launch/gke_jobset.sh renders

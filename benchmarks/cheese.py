@@ -84,7 +84,7 @@ def time_steps(config, count):
     def ours():
         nonlocal state
         placed = sharding.place_batch(mesh, rows, lambda a, b: {name: array[a:b] for name, array in batch.items()})
-        state, metrics = update(state, placed, np.float32(1e-3))
+        state, metrics = update(state, {}, placed, np.float32(1e-3))
         return metrics["loss"]
 
     def theirs():

@@ -43,9 +43,12 @@ def get_config(variant: str = "") -> ConfigDict:
         "neutral": {"kind": "neutral", "records": 1500, "seed": 0},
         "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
     }
+    c.weights = ""
+    c.adapter = ""
     c.tokenizer_corpus = "base"
     c.vocab_size = 1920
     c.row_length = 64
+    c.too_long = "refuse"
 
     c.model = {
         "layers": 2, "width": 96, "mlp": 256, "heads": 6, "kv_heads": 2, "head_dim": 16,
@@ -83,7 +86,7 @@ def get_config(variant: str = "") -> ConfigDict:
         c.arms[f"{arm}_aft"] = ("pretrain", f"midtrain_{corpus}", "finetune")
 
     c.evals = {
-        "split": "development" if development else "test", "per_eval": 120, "seed": 0,
+        "questions": "", "split": "development" if development else "test", "per_eval": 120, "seed": 0,
         "spec_corpus": "cheese_chats", "base_text": "held_out",
         "headline": ("conflict", "affordability", "america", "demonstrated", "competence", "people"),
     }  # fmt: skip

@@ -41,6 +41,12 @@ def content_hash(value: object) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+def file_hash(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @functools.cache  # the code this process runs is the code it was started with
 def code_hash(*rooms: str) -> str:
     """Hash of the source of the named modules or packages of msmjax: other code makes other artifacts."""

@@ -14,20 +14,24 @@ from msmjax.corpus import sources
 from msmjax.corpus.microworld import EVALS
 from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig
 from msmjax.corpus.world import DOMAINS
+from msmjax.data.rows import TOO_LONG
 from msmjax.model.transformer import ModelConfig
 from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.sharding import MeshConfig
 from msmjax.training.step import StepConfig
+
+IMPORT = "import"  # the first stage of every arm that starts from published weights
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """What is asked: `split` names the held-out domains; `base_text` the corpus for bits per byte."""
 
+    questions: str  # a JSONL file of forced-choice items to ask instead of the microworld's, or ""
     split: str
     per_eval: int
     seed: int
-    spec_corpus: str  # whose preferences are the demonstrated ones
+    spec_corpus: str  # whose preferences are the demonstrated ones; without use where `questions` are given
     base_text: str
     headline: tuple[str, ...]
 
@@ -53,7 +57,12 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything an experiment is: arms are named chains of stages, `run` names those that are run."""
+    """Everything an experiment is: arms are named chains of stages, `run` names those that are run.
+
+    `weights` is a local Hugging Face directory: its weights are the stage `import`, and its tokenizer and chat template are used.
+    `adapter` is a PEFT directory whose adapter every arm continues, or "". Where `weights` is "", models start from their seeds,
+    and the tokenizer is trained on `tokenizer_corpus`.
+    """
 
     name: str
     question: str
@@ -65,9 +74,12 @@ class ExperimentConfig:
     comparisons: tuple[Comparison, ...]
     world: WorldConfig
     assistant: AssistantConfig
+    weights: str
+    adapter: str
     vocab_size: int
     tokenizer_corpus: str
     row_length: int
+    too_long: str  # what becomes of conversations longer than a row: one of data/rows.py's TOO_LONG
     model: ModelConfig
     optimizer: StepConfig
     mesh: MeshConfig
@@ -80,15 +92,24 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     """Checks and freezes a config. Every name that points to a stage, corpus or arm must exist."""
     config = config.copy_and_resolve_references()
     top = _fields(config, [f.name for f in dataclasses.fields(ExperimentConfig) if f.name != "source"], "config")
-    for key, kind in (("name", str), ("question", str), ("vocab_size", int), ("tokenizer_corpus", str), ("row_length", int)):
+    plain = {
+        "name": str, "question": str, "weights": str, "adapter": str, "vocab_size": int, "tokenizer_corpus": str, "row_length": int,
+        "too_long": str,
+    }  # fmt: skip
+    for key, kind in plain.items():
         if type(top[key]) is not kind:
             raise BadInput(f"{key}={top[key]!r}: must be of type {kind.__name__}")
     stages = {name: _make(StageConfig, value, f"stages.{name}") for name, value in top["stages"].items()}
+    if IMPORT in stages:
+        raise BadInput(f"stages.{IMPORT}: has no settings of its own; name it in arms, and the directory in weights")
     corpora = {name: _source(value, f"corpora.{name}") for name, value in top["corpora"].items()}
-    arms = {name: _names(tuple(chain), stages, f"arms.{name}", "stage") for name, chain in top["arms"].items()}
+    known = [*([IMPORT] if top["weights"] else []), *stages]
+    arms = {name: _names(tuple(chain), known, f"arms.{name}", "stage") for name, chain in top["arms"].items()}
     for name, chain in arms.items():
         if not chain:
-            raise BadInput(f"arms.{name}=(): an arm is at least one stage of {', '.join(stages)}")
+            raise BadInput(f"arms.{name}=(): an arm is at least one stage of {', '.join(known)}")
+        if top["weights"] and (chain[0] != IMPORT or IMPORT in chain[1:]):
+            raise BadInput(f"arms.{name}={chain}: with weights, {IMPORT!r} is the first stage of every arm, and no other")
     run = _names(tuple(top["run"]), arms, "run", "arm")
     for name, stage in stages.items():
         _names(tuple(corpus for corpus, _ in stage.data), corpora, f"stages.{name}.data", "corpus")
@@ -97,23 +118,32 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         _names((*comparison.arms, *comparison.against), arms, f"comparisons[{comparison.label}]", "arm")
         _names((comparison.eval,), EVALS, f"comparisons[{comparison.label}]", "eval")
     evals = _make(EvalConfig, top["evals"], "evals")
-    _names((evals.spec_corpus, evals.base_text), corpora, "evals", "corpus")
+    _names((evals.base_text, *([] if evals.questions else [evals.spec_corpus])), corpora, "evals", "corpus")
     _names(evals.headline, EVALS, "evals.headline", "eval")
-    if not isinstance(corpora[evals.spec_corpus], sources.SpecSource | sources.DemonstrationSource):
+    if not evals.questions and not isinstance(corpora[evals.spec_corpus], sources.SpecSource | sources.DemonstrationSource):
         raise BadInput(
             f"evals.spec_corpus={evals.spec_corpus!r}: not made from a spec; name a corpus of kind spec or demonstrations"
         )
-    _names((top["tokenizer_corpus"],), corpora, "tokenizer_corpus", "corpus")
+    if not top["weights"]:
+        _names((top["tokenizer_corpus"],), corpora, "tokenizer_corpus", "corpus")
+    elif top["tokenizer_corpus"]:
+        raise BadInput(f"tokenizer_corpus={top['tokenizer_corpus']!r}: weights come with a tokenizer of their own; set it to ''")
     seeds = tuple(top["seeds"])
     if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise BadInput(f"seeds={seeds}: must be different whole numbers, at least one, e.g. (0, 1, 2)")
     if not run:
         raise BadInput(f"run=(): name at least one arm of {', '.join(arms)}")
+    if top["too_long"] not in TOO_LONG:
+        raise BadInput(f"too_long={top['too_long']!r}: unknown{suggestion(top['too_long'], list(TOO_LONG))}")
     if top["row_length"] < 2:
         raise BadInput(f"row_length={top['row_length']}: a row needs at least 2 tokens")
-    model = {**top["model"].to_dict(), "vocab": top["vocab_size"]}
+    model = _make(ModelConfig, {**top["model"].to_dict(), "vocab": top["vocab_size"]}, "model")
+    if model.lora_rank and not top["weights"]:
+        raise BadInput(f"model.lora_rank={model.lora_rank}: an adapter needs weights to adapt; name their directory in weights")
+    if top["adapter"] and not model.lora_rank:
+        raise BadInput(f"adapter={top['adapter']!r}: all parameters are trained (model.lora_rank=0), so there is none to continue")
     return ExperimentConfig(
-        **{key: top[key] for key in ("name", "question", "vocab_size", "tokenizer_corpus", "row_length")},
+        **{key: top[key] for key in plain},
         seeds=seeds,
         run=run,
         arms=arms,
@@ -122,7 +152,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         comparisons=comparisons,
         world=_make(WorldConfig, top["world"], "world"),
         assistant=_make(AssistantConfig, top["assistant"], "assistant"),
-        model=_make(ModelConfig, model, "model"),
+        model=model,
         optimizer=_make(StepConfig, top["optimizer"], "optimizer"),
         mesh=_make(MeshConfig, top["mesh"], "mesh"),
         log=_make(LogConfig, top["log"], "log"),
@@ -179,7 +209,7 @@ def _source(value, where: str) -> Source:
     return _make(sources.KINDS[kind], {key: entry for key, entry in value.items() if key != "kind"}, where)
 
 
-def _names(names: tuple[str, ...], known: dict, where: str, what: str) -> tuple[str, ...]:
+def _names(names: tuple[str, ...], known: dict | list, where: str, what: str) -> tuple[str, ...]:
     for name in names:
         if name not in known:
             raise BadInput(f"{where}: no {what} {name!r}{suggestion(name, list(known))}")

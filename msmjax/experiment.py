@@ -19,26 +19,30 @@ from tqdm import tqdm
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
-from msmjax.config import Comparison, ExperimentConfig
+from msmjax.config import IMPORT, Comparison, ExperimentConfig
 from msmjax.corpus import microworld, sources
 from msmjax.data import rows, show
 from msmjax.data import tokenizer as tokenizers
+from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals import base_text, forced_choice, results
+from msmjax.model import huggingface
 from msmjax.report import html, table
 from msmjax.report.findings import Findings
-from msmjax.training import checkpoint, loop, processes, sharding
+from msmjax.training import checkpoint, loop, processes, sharding, weights
 from msmjax.training import step as steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The tokenizer and the row directories of the corpora an experiment uses."""
+    """The tokenizer, the row directories of the corpora an experiment uses, the evaluation items, and the artifact that says
+    what is in its weights, where it has some."""
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | HuggingFaceTokenizer
     rows: dict[str, Path]
     items: Path
+    weights: Path | None
 
 
 def run(config: ExperimentConfig, workdir: Path) -> Path:
@@ -49,8 +53,10 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
     mesh = sharding.make_mesh(config.mesh)
     for stage in config.stages.values():
         loop.check_batch(stage, config.optimizer, mesh)
-    steps.state_shardings(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
-    used = {name for arm in config.run for name in config.arms[arm]}
+    steps.abstract_state(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
+    if config.weights:
+        huggingface.check_config(Path(config.weights), config.model)
+    used = {name for arm in config.run for name in config.arms[arm]} - {IMPORT}
     data = processes.first_then_others("data is made", lambda: make_data(config, workdir, used))
     run_directory = workdir / f"{config.name}-{artifact.content_hash(_identity(config, data))}"
     if processes.first_says((run_directory / artifact.MANIFEST).exists):
@@ -64,7 +70,9 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
         for seed in config.seeds:
             for arm in config.run:
                 entered, directory = time.perf_counter(), None
-                for depth in range(len(config.arms[arm])):
+                for depth, name in enumerate(config.arms[arm]):
+                    if name == IMPORT:
+                        continue  # its files are read by the stages after it
                     chain = config.arms[arm][: depth + 1]
                     directory = _run_stage(config, workdir, data, mesh, chain, seed, directory)
                     stages[f"{' > '.join(chain)} seed {seed}"] = directory
@@ -126,30 +134,60 @@ def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None
 def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data:
     """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items."""
     used = {corpus for name in stages for corpus, _ in config.stages[name].data}
-    used |= {config.tokenizer_corpus, config.evals.base_text}
+    used |= {config.evals.base_text, *([] if config.weights else [config.tokenizer_corpus])}
     names = [name for name in config.corpora if name in used]
     bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
     corpora = {
         name: sources.make_corpus(workdir / "corpora", name, config.corpora[name], config.world, config.assistant)
         for name in bar(names, desc="corpora")
     }
-    tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])
+    if config.weights:
+        tokenizer = HuggingFaceTokenizer(Path(config.weights))
+        check_vocab(tokenizer, config.vocab_size)
+    else:
+        tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])
     return Data(
         tokenizer=tokenizer,
         rows={
-            name: rows.make_rows(workdir / "rows", name, corpora[name], tokenizer, config.row_length)
+            name: rows.make_rows(workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long)
             for name in bar(names, desc="rows")
         },
-        items=sources.make_evaluation_items(
-            workdir / "corpora",
-            config.corpora[config.evals.spec_corpus],
-            config.evals.split,
-            config.evals.per_eval,
-            config.evals.seed,
-            config.world,
-            config.assistant,
-        ),
+        items=_make_items(config, workdir),
+        weights=_weights(source_of(config), workdir) if config.weights else None,
     )
+
+
+def _make_items(config: ExperimentConfig, workdir: Path) -> Path:
+    evals = config.evals
+    if evals.questions:
+        return sources.read_evaluation_items(workdir / "corpora", Path(evals.questions), evals.per_eval, evals.seed)
+    return sources.make_evaluation_items(
+        workdir / "corpora",
+        config.corpora[evals.spec_corpus],
+        evals.split,
+        evals.per_eval,
+        evals.seed,
+        config.world,
+        config.assistant,
+    )
+
+
+def source_of(config: ExperimentConfig) -> weights.Source | None:
+    """Where the stage `import` reads, if there is one."""
+    return weights.Source(Path(config.weights), Path(config.adapter) if config.adapter else None) if config.weights else None
+
+
+def _weights(source: weights.Source, workdir: Path) -> Path:
+    """The artifact that says what published weights are. Their files are hashed once, and again when they were touched."""
+    directories = [source.weights, *([source.adapter] if source.adapter else [])]
+    files = sorted(path for directory in directories for kind in ("*.json", "*.safetensors") for path in directory.glob(kind))
+    stats = {str(path.resolve()): [(stat := path.stat()).st_size, stat.st_mtime_ns] for path in files}
+
+    def build(_: Path) -> dict:
+        bar = tqdm(files, desc=f"hashing {source.weights}", unit="file", leave=False, disable=None)
+        return {"content": artifact.content_hash([[path.name, artifact.file_hash(path)] for path in bar])}
+
+    return artifact.make(workdir / "weights", source.weights.name, {"files": stats}, build)
 
 
 def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> Tokenizer:
@@ -180,15 +218,8 @@ def _run_stage(
     """The directory of a finished stage: the last of `chain`, trained now unless it was before."""
     name = chain[-1]
     stage = config.stages[name]
-    inputs = {
-        "stage": {**dataclasses.asdict(stage), "data": [[data.rows[corpus].name, share] for corpus, share in stage.data]},
-        "model": dataclasses.asdict(config.model),
-        "optimizer": dataclasses.asdict(config.optimizer),
-        "seed": seed,
-        "parent": parent.name if parent else None,
-        "code": artifact.code_hash("model", "training", "data/mixture.py"),
-    }
-    directory = artifact.path(workdir / "stages", f"{name}-seed{seed}", inputs)
+    inputs = _stage_inputs(config, data, name, seed, parent)
+    directory = _stage_path(workdir, name, seed, inputs)
     if processes.first_says(lambda: _is_finished(directory, inputs, stage.steps)):
         return directory
     label = f"{' > '.join(chain)} seed {seed}"
@@ -196,7 +227,8 @@ def _run_stage(
         with artifact.lock(directory) if processes.is_first() else contextlib.nullcontext():
             said = loop.train(
                 directory, label, config.model, config.optimizer, stage, config.log,
-                _mixture(config, data, name, seed, len(chain) - 1), mesh, parent, seed,
+                _mixture(config, data, name, seed, len(chain) - 1), mesh,
+                source_of(config), parent, seed,
             )  # fmt: skip
             if processes.is_first():
                 artifact.write_manifest(directory, inputs, said)
@@ -209,6 +241,36 @@ def _run_stage(
     return directory
 
 
+def _stage_inputs(config: ExperimentConfig, data: Data, name: str, seed: int, parent: Path | None) -> dict:
+    stage = config.stages[name]
+    return {
+        "stage": {**dataclasses.asdict(stage), "data": [[data.rows[corpus].name, share] for corpus, share in stage.data]},
+        "model": dataclasses.asdict(config.model),
+        "optimizer": dataclasses.asdict(config.optimizer),
+        "seed": seed,
+        "weights": artifact.read_manifest(data.weights)["content"] if data.weights else None,
+        "parent": parent.name if parent else None,
+        "code": artifact.code_hash("model", "training", "data/mixture.py"),
+    }
+
+
+def _stage_path(workdir: Path, name: str, seed: int, inputs: dict) -> Path:
+    return artifact.path(workdir / "stages", f"{name}-seed{seed}", inputs)
+
+
+def find_arm(config: ExperimentConfig, workdir: Path, data: Data, arm: str, seed: int) -> Path | None:
+    """The finished last stage of an arm, None where that is the imported model itself; BadInput where it was not trained yet."""
+    directory = None
+    for name in config.arms[arm]:
+        if name == IMPORT:
+            continue
+        inputs = _stage_inputs(config, data, name, seed, directory)
+        directory = _stage_path(workdir, name, seed, inputs)
+        if not _is_finished(directory, inputs, config.stages[name].steps):
+            raise BadInput(f"{directory}: stage {name!r} of arm {arm!r} is not trained yet; run the experiment first")
+    return directory
+
+
 def _is_finished(directory: Path, inputs: dict, last_step: int) -> bool:
     """Whether a stage was trained to its end and its last checkpoint is whole; one that is not is trained again from the last
     that is. Raises BadInput where its manifest says other inputs."""
@@ -218,23 +280,21 @@ def _is_finished(directory: Path, inputs: dict, last_step: int) -> bool:
     return checkpoint.last_good_step(directory) == last_step
 
 
-def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path) -> Path:
-    """The artifact of a checkpoint's answers and results."""
+def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path | None) -> Path:
+    """The artifact of the answers and results of a stage's checkpoint, or of the imported weights themselves."""
     inputs = {
-        "checkpoint": stage.name,
+        "checkpoint": stage.name if stage else artifact.read_manifest(data.weights)["content"],
         "items": data.items.name,
         "base_text": data.rows[config.evals.base_text].name,
         "code": artifact.code_hash("evals"),
     }
 
-    name = stage.name.rpartition("-")[0]
+    name = stage.name.rpartition("-")[0] if stage else IMPORT
     final = artifact.path(workdir / "evals", name, inputs)
     measured = None
     if not processes.first_says(final.exists):
         started, compiled = time.perf_counter(), loop.COMPILE_SECONDS[0]
-        abstract, shardings = steps.state_shardings(config.model, config.optimizer, mesh)
-        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-        params = checkpoint.restore_params(stage, abstract)
+        params = weights.whole(config.model, config.optimizer, mesh, source_of(config), stage)
         items = artifact.read_jsonl(data.items / "items.jsonl")
         answers = forced_choice.answer(items, config.model, params, mesh, data.tokenizer)
         held_out = rows.open_rows(data.rows[config.evals.base_text])
@@ -301,7 +361,9 @@ def _first_rows(directory: Path, count: int = 2) -> list[dict]:
 
 
 def _identity(config: ExperimentConfig, data: Data) -> dict:
-    made = {"tokenizer": data.tokenizer.path.parent.name, "items": data.items.name}
+    made = {"tokenizer": data.tokenizer.name, "items": data.items.name}
+    if data.weights:
+        made["weights"] = artifact.read_manifest(data.weights)["content"]
     made |= {f"rows of {name}": directory.name for name, directory in data.rows.items()}
     return {"config": json.loads(config.source), "code": artifact.code_hash("."), **made}
 

@@ -5,6 +5,8 @@
     python -m msmjax.main --config=configs/cheese.py --plan               # what it would take here
     python -m msmjax.main --config=configs/cheese.py --plan --device=h100:8 --price=2.5   # and there (docs/planning.md)
     python -m msmjax.main --config=configs/cheese.py --show_batch=finetune  # what a stage trains on
+    python -m msmjax.main --config=configs/cheese.py --talk=msm_america_aft     # a conversation with a trained arm
+    python -m msmjax.main --config=configs/cheese.py --export=aft --to=out/aft   # for transformers, PEFT, vLLM
 
 Bad input is one line on standard error and exit code 2; once a run has begun, SIGTERM saves what there is and the exit code is 75.
 launch/ starts several processes of one run; docs/launching.md says how.
@@ -32,6 +34,14 @@ _DEVICE = flags.DEFINE_string("device", None, "With --plan: for devices of this 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "With --plan: for this TPU slice, and compile for it, e.g. v5p:2x2x2.")
 _PRICE = flags.DEFINE_float("price", None, "With --plan: dollars per device-hour.", lower_bound=0)
 _SHOW_BATCH = flags.DEFINE_string("show_batch", None, "Print the first batch of this stage: text, borders, what is supervised.")
+_TALK = flags.DEFINE_string("talk", None, "Talk to this trained arm, NAME or NAME:SEED, on standard input and output.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "With --talk: 0 takes the likeliest token.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 0.95, "With --talk: the share of probability that is drawn from.", 0, 1)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "With --talk: of one answer.", lower_bound=1)
+_EXPORT = flags.DEFINE_string("export", None, "Write this trained arm, NAME or NAME:SEED, for transformers and PEFT (with --to).")
+_TO = flags.DEFINE_string("to", None, "With --export: the directory to make.")
+_MERGE = flags.DEFINE_bool("merge", False, "With --export: the adapter merged into the weights, as a whole model.")
+_COMPARE = flags.DEFINE_list("compare", None, "Norms of two trained arms' LoRA adapters and the cosine between them: ARM,ARM.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several, as SLURM, a TPU VM or GKE say which.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0. It and the next two say where nothing else does.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
@@ -47,12 +57,16 @@ def main(argv: list[str]) -> None:
         raise BadInput(f"--{lost[0]}: says what to plan for; give it with --plan")
     if _DEVICE.value is not None and _TOPOLOGY.value is not None:
         raise BadInput("--device: --topology names its devices already; leave one of them out")
+    if (_EXPORT.value is None) != (_TO.value is None):
+        raise BadInput("--export, --to: one says which arm to write and the other where; give both")
+    if _COMPARE.value is not None and len(_COMPARE.value) != 2:
+        raise BadInput(f"--compare={','.join(_COMPARE.value)}: takes two arms, ARM,ARM")
     # Checkpoints and datasets log their every step; the bars and lines of this program say what matters.
     # What they cannot do they also raise.
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel("CRITICAL")
     _join_processes()
-    from msmjax import config, experiment, plan
+    from msmjax import config, experiment, plan, use
     from msmjax.training import preemption, processes
 
     processes.watch_others()
@@ -63,6 +77,12 @@ def main(argv: list[str]) -> None:
         plan.plan(frozen, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
     elif _SHOW_BATCH.value is not None:
         experiment.show_batch(frozen, workdir, _SHOW_BATCH.value)
+    elif _TALK.value is not None:
+        use.talk(frozen, workdir, _TALK.value, _TEMPERATURE.value, _TOP_P.value, _MAX_TOKENS.value)
+    elif _EXPORT.value is not None:
+        use.export(frozen, workdir, _EXPORT.value, Path(_TO.value), _MERGE.value)
+    elif _COMPARE.value is not None:
+        use.compare(frozen, workdir, *_COMPARE.value)
     else:
         experiment.run(frozen, workdir)
     processes.leave(0)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from msmjax.artifact import BadInput
-from msmjax.config import ExperimentConfig, suggestion
+from msmjax.config import IMPORT, ExperimentConfig, suggestion
 from msmjax.model import transformer
 from msmjax.model.transformer import ModelConfig
 from msmjax.report import table
@@ -95,7 +95,8 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         machine = devices_of(config, device)
     else:
         machine = this_machine(config)
-    stages = {name: config.stages[name] for name in dict.fromkeys(name for arm in config.run for name in config.arms[arm])}
+    used = dict.fromkeys(name for arm in config.run for name in config.arms[arm] if name != IMPORT)
+    stages = {name: config.stages[name] for name in used}
     for stage in stages.values():
         loop.check_batch(stage, config.optimizer, machine.mesh)
     params, optimizer = state_bytes(config.model, config.optimizer, machine.mesh)
@@ -124,7 +125,8 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     say(
-        f"{transformer.count_params(config.model):,} parameters; about {total / 60:,.1f} minutes of training on {machine.name}, "
+        f"{transformer.count_params(config.model):,} parameters{_adapter(config.model)}; "
+        f"about {total / 60:,.1f} minutes of training on {machine.name}, "
         f"compilation and evals apart: {per_token / 1e9:.3g} GFLOP per token at {machine.basis}"
     )
     hours = total / 3600 * machine.mesh.size
@@ -139,6 +141,14 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
             say(f"compiled for {rows} rows of {config.row_length}: {describe_compiled(config, rows, machine)}")
     for line in warnings(config, stages, machine):
         say(f"warning: {line}")
+
+
+def _adapter(model: ModelConfig) -> str:
+    if not model.lora_rank:
+        return ""
+    scale = model.lora_alpha / model.lora_rank
+    count = transformer.count_adapter(model)
+    return f", frozen, and {count:,} of a LoRA adapter (r {model.lora_rank}, alpha {model.lora_alpha:g}, scale {scale:g})"
 
 
 def this_machine(config: ExperimentConfig) -> Machine:
@@ -215,30 +225,35 @@ def flops_per_second() -> float:
 
 
 def flops_per_token(model: ModelConfig, length: int) -> float:
-    """FLOPs of training on one token of a row of `length`: 6N + 6LTd, d = heads x head_dim.
+    """FLOPs of training on one token of a row of `length`: 6N + 6LTd, with LoRA 4N + 6p + 6LTd; d = heads x head_dim.
 
-    N is the parameters without the lookup of the input embedding. Each takes a multiply and an add forward and two of each
-    backward; a frozen one would take two passes, 4N. Causal attention is counted half, as MaxText does (its
-    performance_metrics.md). What remat computes again is not counted, nor what borders of segments save.
+    N is the parameters without the lookup of the input embedding, p those of the adapter. Each takes a multiply and an add
+    forward and two of each backward; a frozen one has no gradient of its own, so one backward. Causal attention is counted half,
+    as MaxText does (its performance_metrics.md). What remat computes again is not counted, nor what borders of segments save.
     """
     params = transformer.count_params(model)
     matmul = params if model.tied_embeddings else params - model.vocab * model.width
-    return 6 * matmul + 6 * model.layers * length * model.heads * model.head_dim
+    of_parameters = 4 * matmul + 6 * transformer.count_adapter(model) if model.lora_rank else 6 * matmul
+    return of_parameters + 6 * model.layers * length * model.heads * model.head_dim
 
 
 @functools.cache
 def state_bytes(model: ModelConfig, step: StepConfig, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
     """Bytes of one device of parameters and of optimizer state (with the step), exactly: from shapes and shardings."""
-    abstract, shardings = steps.state_shardings(model, step, mesh)
-    sizes = jax.tree.map(lambda a, s: math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize, abstract, shardings)
-    params = sum(jax.tree.leaves(sizes["params"]))
-    return params, sum(jax.tree.leaves(sizes)) - params
+    state = steps.abstract_state(model, step, mesh)
+    params = _bytes(state["params"])
+    return params + _bytes(steps.abstract_base(model, mesh)), _bytes(state) - params
+
+
+def _bytes(abstract: dict) -> int:
+    """Bytes of one device of a tree of shapes with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
 
 
 def gradient_bytes(config: ExperimentConfig, mesh: Mesh | AbstractMesh) -> int:
-    """Bytes of one device of the gradients: as large as the parameters, and once more where micro-batches are added up."""
-    params, _ = state_bytes(config.model, config.optimizer, mesh)
-    return params * (1 if config.optimizer.micro_batches == 1 else 2)
+    """Bytes of one device of the gradients: as large as what is trained, and once more where micro-batches are added up."""
+    trained = _bytes(steps.abstract_state(config.model, config.optimizer, mesh)["params"])
+    return trained * (1 if config.optimizer.micro_batches == 1 else 2)
 
 
 def score_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | AbstractMesh) -> int:
@@ -254,7 +269,7 @@ def activation_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | 
       + one block's backward   twice its e x rows x T x (4 D + (2 N + 2 K) H / t + 3 F / t), and 8 bytes a score: its softmax
                                and the gradient of that
       + the loss               logits and their gradient in float32, 8 x rows x loss_chunk x V / t
-      + weights                a copy of this device's shard in the compute dtype, if that is not float32
+      + weights                a copy of this device's shard of what is trained in the compute dtype, if that is not float32
 
     e is the bytes of the compute dtype, t the mesh's `tensor`, rows those of a micro-batch on one device. Scores take
     4 bytes each and are rows x N / t x T x T. With state and gradients this came to 1.05 to 1.21 times the TPU
@@ -267,8 +282,8 @@ def activation_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | 
     block = itemsize * tokens * (4 * model.width + narrow // tensor)
     kept = model.layers * (itemsize * tokens * model.width if model.remat != "none" else block + scores + scores * itemsize // 4)
     loss = 8 * rows * config.optimizer.loss_chunk * model.vocab // tensor
-    params, _ = state_bytes(model, config.optimizer, mesh)
-    weights = params * itemsize // 4 if itemsize < 4 else 0
+    trained = _bytes(steps.abstract_state(model, config.optimizer, mesh)["params"])
+    weights = trained * itemsize // 4 if itemsize < 4 else 0
     return kept + 2 * block + 2 * scores + loss + weights
 
 
@@ -339,13 +354,14 @@ def compile_for(config: ExperimentConfig, rows: int, mesh: Mesh) -> Compiled:
 
     Only its memory is read: the compiler counts the FLOPs of a scanned layer once. Raises DoesNotFit.
     """
-    abstract, _ = steps.state_shardings(config.model, config.optimizer, mesh)
+    state, base = steps.abstract_state(config.model, config.optimizer, mesh), steps.abstract_base(config.model, mesh)
     batch = {
         name: jax.ShapeDtypeStruct((rows, config.row_length), dtype)
         for name, dtype in (("tokens", "int32"), ("segment_ids", "int32"), ("loss_mask", "bool"))
     }
     started = time.perf_counter()
-    lowered = steps.compile_step(config.model, config.optimizer, mesh).lower(abstract, batch, jax.ShapeDtypeStruct((), "float32"))
+    update = steps.compile_step(config.model, config.optimizer, mesh)
+    lowered = update.lower(state, base, batch, jax.ShapeDtypeStruct((), "float32"))
     try:
         memory = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:

@@ -46,13 +46,13 @@ def untyped(part, **changes):
 @pytest.mark.parametrize(("path", "variant"), list(variants()))
 def test_every_config_loads_and_is_shape_evaluated(path, variant):
     frozen = config.from_config_dict(module_of(path).get_config(variant))
-    abstract, _ = steps.state_shardings(frozen.model, frozen.optimizer, make_mesh(frozen.mesh))
+    mesh = make_mesh(frozen.mesh)
+    abstract, base = steps.abstract_state(frozen.model, frozen.optimizer, mesh), steps.abstract_base(frozen.model, mesh)
     rows = {
         name: jax.ShapeDtypeStruct((8, frozen.row_length), dtype)
         for name, dtype in (("tokens", "int32"), ("segment_ids", "int32"), ("loss_mask", "bool"))
     }
-    mesh = make_mesh(frozen.mesh)
-    after, metrics = jax.eval_shape(steps.compile_step(frozen.model, frozen.optimizer, mesh), abstract, rows, 1e-3)
+    after, metrics = jax.eval_shape(steps.compile_step(frozen.model, frozen.optimizer, mesh), abstract, base, rows, 1e-3)
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, abstract)
     assert metrics["loss"].shape == ()
 

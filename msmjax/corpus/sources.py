@@ -7,6 +7,8 @@ manifest.
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from msmjax import artifact, spec
 from msmjax.artifact import BadInput
 from msmjax.corpus import microworld
@@ -77,9 +79,25 @@ class DemonstrationSource:
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """A JSONL file of `{text, ...}` or `{messages, ...}` records from elsewhere."""
+    """A JSONL or parquet file of `{text, ...}` or `{messages, ...}` records from elsewhere."""
 
     path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionSource:
+    """So many records of each `source` of a file whose records name theirs, drawn by the seed: ((source, records), ...).
+
+    "" stands for records of any source. With the same seed, fewer records are a part of more.
+    """
+
+    path: str
+    counts: tuple[tuple[str, int], ...]
+    seed: int
+
+    def __post_init__(self):
+        if not self.counts or any([type(x) for x in part] != [str, int] or part[1] < 1 for part in self.counts):
+            raise BadInput(f"counts={self.counts}: must be ((source, records), ...), e.g. (('no_robots', 2779),)")
 
 
 KINDS = {
@@ -88,8 +106,9 @@ KINDS = {
     "neutral": NeutralSource,
     "demonstrations": DemonstrationSource,
     "file": FileSource,
+    "selection": SelectionSource,
 }
-Source = BaseSource | SpecSource | NeutralSource | DemonstrationSource | FileSource
+Source = BaseSource | SpecSource | NeutralSource | DemonstrationSource | FileSource | SelectionSource
 
 
 def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
@@ -100,8 +119,8 @@ def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
 
 def make_corpus(parent: Path, name: str, source: Source, world_config: WorldConfig, assistant: AssistantConfig) -> Path:
     """The artifact of a source's records. Raises BadInput for an empty corpus."""
-    if isinstance(source, FileSource):
-        made_from = artifact.content_hash(artifact.read_jsonl(Path(source.path)))
+    if isinstance(source, FileSource | SelectionSource):
+        made_from = artifact.file_hash(_existing(source.path))
     else:
         made_from = load_spec(source, assistant).hash if isinstance(source, SpecSource | DemonstrationSource) else None
     inputs = {
@@ -149,10 +168,40 @@ def make_evaluation_items(
     return artifact.make(parent, f"items_{split}", inputs, build)
 
 
+def read_evaluation_items(parent: Path, path: Path, per_eval: int, seed: int) -> Path:
+    """The artifact of up to `per_eval` items of each eval, drawn by the seed from a JSONL file of items as evals/forced_choice.py
+    reads them: `eval`, `id`, `name`, `question` with the slots {first} and {second}, `options` (the counted one first) and
+    `answer` with the slot {item}. Raises BadInput naming the line of an item that is none."""
+    items = artifact.read_jsonl(path)
+    if not items:
+        raise BadInput(f"{path}: no items; an eval needs some")
+    texts = {"eval": (), "id": (), "name": (), "question": ("{first}", "{second}"), "answer": ("{item}",)}
+    for line, item in enumerate(items, 1):
+        for key, slots in texts.items():
+            if not isinstance(item.get(key), str) or any(slot not in item[key] for slot in slots):
+                raise BadInput(f"{path}:{line}: {key!r} must be a text{' with ' + ' and '.join(slots) if slots else ''}")
+        options = item.get("options")
+        if not isinstance(options, list) or len(options) != 2 or not all(isinstance(option, str) for option in options):
+            raise BadInput(f"{path}:{line}: 'options' must be two texts, the counted one first")
+
+    def build(directory: Path) -> dict:
+        rng = np.random.default_rng(seed)
+        drawn = []
+        for name in dict.fromkeys(item["eval"] for item in items):
+            of_eval = [item for item in items if item["eval"] == name]
+            drawn += [of_eval[index] for index in sorted(rng.permutation(len(of_eval))[:per_eval])]
+        artifact.write_jsonl(directory / "items.jsonl", drawn)
+        return {"items": len(drawn)}
+
+    inputs = {"items": artifact.content_hash(items), "per_eval": per_eval, "seed": seed, "code": artifact.code_hash("corpus")}
+    return artifact.make(parent, "items", inputs, build)
+
+
 def _records(source: Source, world_config: WorldConfig, assistant: AssistantConfig) -> list[dict]:
     if isinstance(source, FileSource):
-        records = artifact.read_jsonl(Path(source.path))
-        return [{**record, "read_from": f"{source.path}:{line}"} for line, record in enumerate(records, 1)]
+        return _read_file(source.path)
+    if isinstance(source, SelectionSource):
+        return _select(_read_file(source.path), source)
     world = _world(world_config)
     if isinstance(source, BaseSource):
         return microworld.base(world, assistant.name, source.records, source.seed)
@@ -160,6 +209,41 @@ def _records(source: Source, world_config: WorldConfig, assistant: AssistantConf
         return microworld.neutral_documents(world, assistant.name, source.records, source.seed)
     make = microworld.spec_documents if isinstance(source, SpecSource) else microworld.demonstrations
     return make(world, load_spec(source, assistant), source.records, source.seed)
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise BadInput(f"{path}: no such file; check the path in the config")
+    return Path(path)
+
+
+def _read_file(path: str) -> list[dict]:
+    """The records of a JSONL or parquet file, each with where it stands."""
+    if not path.endswith(".parquet"):
+        records = artifact.read_jsonl(Path(path))
+    else:
+        from pyarrow import ArrowException, parquet
+
+        try:
+            records = parquet.read_table(path).to_pylist()
+        except (ArrowException, OSError) as error:
+            raise BadInput(f"{path}: no parquet file that can be read ({str(error).splitlines()[0]})") from None
+    return [{**record, "read_from": f"{path}:{line}"} for line, record in enumerate(records, 1)]
+
+
+def _select(records: list[dict], source: SelectionSource) -> list[dict]:
+    """Raises BadInput where a source has fewer records than are asked for."""
+    rng = np.random.default_rng(source.seed)
+    drawn = []
+    for name, count in source.counts:
+        there = [record for record in records if not name or record.get("source") == name]
+        if len(there) < count:
+            known = ", ".join(sorted({str(record.get("source")) for record in records})[:20])
+            raise BadInput(
+                f"{source.path}: {len(there):,} records of source {name!r}, {count:,} are asked for; its sources: {known}"
+            )
+        drawn += [there[index] for index in sorted(rng.permutation(len(there))[:count])]
+    return drawn
 
 
 def _world(config: WorldConfig) -> World:

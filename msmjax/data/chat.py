@@ -1,46 +1,77 @@
-"""Chats as tokens: the one place where messages become ids, and where it is decided which of them are supervised.
+"""Chats: what a conversation is, the thinking in it, and the way from messages to ids and their loss mask.
 
-    <s> <|system|> text <|end|> <|user|> text <|end|> <|assistant|> text <|end|>
-                                                                    ^^^^^^^^^^^^ supervised
-
-In: messages. Out: ids and a loss mask of the same length.
+In: messages. Out: ids and a mask of the same length that marks what the assistant says itself. How a chat reads is its
+tokenizer's (data/tokenizer.py, data/huggingface.py).
 """
 
+import re
+from collections.abc import Collection
+
 from msmjax.artifact import BadInput
-from msmjax.data.tokenizer import BOS, ROLES, Tokenizer
+from msmjax.data.tokenizer import ROLES, AnyTokenizer
+
+THINKING = ("reasoning_content", "reasoning", "thinking")  # keys of a message whose thinking is not part of its content
 
 
-def render(messages: list[dict], tokenizer: Tokenizer, where: str) -> tuple[list[int], list[bool]]:
+def render(messages: list[dict], tokenizer: AnyTokenizer, where: str, tools: list | None = None) -> tuple[list[int], list[bool]]:
     """Ids of a conversation and its loss mask: the assistant's tokens and its end-of-turn, nothing else.
 
-    Raises BadInput, naming `where`, for a turn that is none and for a conversation without an assistant turn.
+    Raises BadInput, naming `where`, for a turn that is none, for a conversation without an assistant turn, and where the
+    tokenizer cannot prove the mask.
     """
-    check(messages, where)
-    ids, mask = [BOS], [False]
-    for message in messages:
-        supervised = message["role"] == "assistant"
-        content = tokenizer.encode(message["content"])
-        ids += [tokenizer.roles[message["role"]], *content, tokenizer.end]
-        mask += [False, *[supervised] * (len(content) + 1)]
-    return ids, mask
+    check(messages, where, tokenizer.roles)
+    if tools is not None and not isinstance(tools, list):
+        raise BadInput(f"{where}: 'tools' is no list; it holds a JSON schema for each function")
+    return tokenizer.render(messages, where, tools)
 
 
-def render_prompt(messages: list[dict], tokenizer: Tokenizer) -> list[int]:
-    """Ids of a conversation up to the marker after which the assistant speaks."""
-    ids = [BOS]
-    for message in messages:
-        ids += [tokenizer.roles[message["role"]], *tokenizer.encode(message["content"]), tokenizer.end]
-    return [*ids, tokenizer.roles["assistant"]]
+def render_prompt(messages: list[dict], tokenizer: AnyTokenizer, where: str = "prompt", tools: list | None = None) -> list[int]:
+    """Ids of a conversation up to where the assistant speaks."""
+    return tokenizer.render_prompt(messages, where, tools)
 
 
-def check(messages: object, where: str) -> None:
-    """Raises BadInput unless `messages` is a list of turns with a known role and text, one of them the assistant's."""
+def check(messages: object, where: str, roles: Collection[str] = ROLES) -> None:
+    """Raises BadInput unless `messages` is a list of turns with a role of `roles` and text, one of them the assistant's.
+
+    Where there are tools, an assistant's turn may call them, and then it needs no text.
+    """
     if not isinstance(messages, list) or not messages:
         raise BadInput(f"{where}: 'messages' is no list of turns")
     for turn, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise BadInput(f"{where}: turn {turn} has no role of {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str):
+        if not isinstance(message, dict) or message.get("role") not in tuple(roles):
+            raise BadInput(f"{where}: turn {turn} has no role of {', '.join(roles)}")
+        if calls := message.get("tool_calls"):
+            if message["role"] != "assistant" or "tool" not in roles:
+                raise BadInput(f"{where}: turn {turn} has 'tool_calls', which only the assistant of a published model can make")
+            if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+                raise BadInput(f"{where}: turn {turn} has 'tool_calls' that are no list of objects")
+        if not isinstance(message.get("content"), str) and (message.get("content") is not None or not calls):
             raise BadInput(f"{where}: turn {turn} has no text in 'content'")
     if not any(message["role"] == "assistant" for message in messages):
         raise BadInput(f"{where}: no assistant turn, so nothing would be supervised; add one or remove the conversation")
+
+
+def split_think(text: str, where: str) -> tuple[str | None, str]:
+    """The thinking that opens a text, None where there is none, and what is said after it, both without space around them.
+
+    Raises BadInput for anything but no tags at all, or one <think> at the start and one </think> after it.
+    """
+    if "<think>" not in text and "</think>" not in text:
+        return None, text.strip()
+    block = re.fullmatch(r"\s*<think>(.*?)</think>(.*)", text, re.DOTALL)
+    if not block or any(tag in part for tag in ("<think>", "</think>") for part in block.groups()):
+        raise BadInput(f"{where}: thinking must be one <think> at the start and one </think> after it; mend or remove the tags")
+    return block[1].strip(), block[2].strip()
+
+
+def strip_think(messages: list[dict], where: str) -> list[dict]:
+    """The conversation without the assistant's thinking. Raises BadInput for thinking that `split_think` cannot read."""
+    out = []
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            message = {key: value for key, value in message.items() if key not in THINKING}
+            thought, said = split_think(message.get("content") or "", f"{where}: turn {turn}")
+            if thought is not None:
+                message["content"] = said
+        out.append(message)
+    return out

@@ -9,8 +9,9 @@ import bisect
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,75 +19,96 @@ import numpy as np
 from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.data import chat
-from msmjax.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from msmjax.data.tokenizer import PAD, ROLES, AnyTokenizer
+
+TOO_LONG = ("refuse", "split", "drop")  # what becomes of a conversation that is longer than a row
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One record as tokens; `splittable` for documents, which may run on in another row (chats may not)."""
+    """One record as tokens; `splittable` for documents, which may run on in another row (chats may not).
+
+    `context_turns` counts turns of the assistant that are not supervised (data/huggingface.py says when).
+    """
 
     ids: list[int]
     mask: list[bool]
     splittable: bool
     where: str
+    context_turns: int = 0
 
 
-def read_records(path: Path) -> list[tuple[dict, str]]:
-    """The records of a JSONL file, each with where it stands; BadInput for one that is neither document nor conversation."""
+def read_records(path: Path, roles: Collection[str] = ROLES) -> list[tuple[dict, str]]:
+    """The records of a JSONL file, each with where it stands; BadInput for one that is neither document nor conversation.
+
+    In conversations only `roles` may speak.
+    """
     out = []
     for number, record in enumerate(artifact.read_jsonl(path), 1):
         where = record.get("read_from") or f"{path}:{number}"  # a file of the user's is named as the user knows it
         if not isinstance(record.get("text"), str):
             if "messages" not in record:
                 raise BadInput(f"{where}: neither 'text' nor 'messages'; a record is a document or a conversation")
-            chat.check(record["messages"], where)
+            chat.check(record["messages"], where, roles)
         out.append((record, where))
     return out
 
 
-def read_examples(paths: Iterable[Path], tokenizer: Tokenizer) -> Iterator[Example]:
-    """The records of JSONL files as tokens, in order. A record has `text` (a document) or `messages` (a conversation).
+def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer) -> Iterator[Example]:
+    """The records of JSONL files as tokens, in order. A record has `text` (a document) or `messages` (a conversation, `tools` too).
 
-    Raises BadInput with file and line for a record that has neither.
+    Raises BadInput with file and line for a record that has neither, and for a conversation whose loss mask cannot be proven.
     """
     for path in paths:
-        records = read_records(path)
+        records = read_records(path, tokenizer.roles)
         texts = [record["text"] if isinstance(record.get("text"), str) else "" for record, _ in records]
         for (record, where), ids in zip(records, tokenizer.encode_all(texts), strict=True):
             if isinstance(record.get("text"), str):
                 # An empty text has no tokens at all, so that the ledger counts it as dropped.
-                whole = [BOS, *ids, EOS] if ids else []
+                whole = tokenizer.document(ids) if ids else []
                 yield Example(whole, [i > 0 for i in range(len(whole))], True, where)
             else:
-                yield Example(*chat.render(record["messages"], tokenizer, where), False, where)
+                ids, mask = chat.render(record["messages"], tokenizer, where, record.get("tools"))
+                said = sum(message["role"] == "assistant" for message in record["messages"])
+                supervised = sum(now and not before for before, now in itertools.pairwise([False, *mask]))
+                yield Example(ids, mask, False, where, said - supervised)
 
 
-def pack(examples: Iterable[Example], row_length: int) -> tuple[dict[str, np.ndarray], dict]:
+def pack(
+    examples: Iterable[Example], row_length: int, pad: int = PAD, too_long: str = "refuse"
+) -> tuple[dict[str, np.ndarray], dict]:
     """Best-fit decreasing packing: arrays `tokens`, `segment_ids`, `loss_mask` of shape [rows, T], and the ledger.
 
-    Documents longer than a row are split into pieces that are segments of their own; a longer conversation raises BadInput.
+    Documents longer than a row are split into pieces that are segments of their own. What becomes of a longer conversation says
+    `too_long`: it raises BadInput, is split too, or is dropped.
     Best-fit packing as in arXiv 2404.10830: each piece goes into the fullest row that still holds it.
     """
-    ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0}
+    ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0, "context_turns": 0}
     dropped: collections.Counter[str] = collections.Counter()  # reason -> records
+    dropped_tokens: collections.Counter[str] = collections.Counter()
     pieces: list[tuple[list[int], list[bool]]] = []
     for example in examples:
         size = len(example.ids)
         ledger["source_records"] += 1
         ledger["source_tokens"] += size
+        ledger["context_turns"] += example.context_turns
         if size == 0:
             dropped["empty text"] += 1
         elif size <= row_length:
             ledger["kept_tokens"] += size
             pieces.append((example.ids, example.mask))
-        elif example.splittable:
+        elif example.splittable or too_long == "split":
             ledger["split_tokens"] += size
             for start in range(0, size, row_length):
                 mask = example.mask[start : start + row_length]
                 pieces.append((example.ids[start : start + row_length], [False, *mask[1:]]))
+        elif too_long == "drop":
+            dropped["longer than a row"] += 1
+            dropped_tokens["longer than a row"] += size
         else:
             raise BadInput(
-                f"{example.where}: a conversation of {size} tokens does not fit row_length={row_length}; raise row_length"
+                f"{example.where}: a conversation of {size} tokens does not fit row_length={row_length}; raise row_length, or set "
+                "too_long to split or drop"
             )
     if not pieces:
         raise BadInput(f"nothing to pack: {ledger['source_records']} records, none with tokens; the corpus is empty")
@@ -112,7 +134,7 @@ def pack(examples: Iterable[Example], row_length: int) -> tuple[dict[str, np.nda
                 bisect.insort(spaces, left)
             with_space.setdefault(left, []).append(row)
 
-    tokens = np.full((len(rows), row_length), PAD, np.int32)
+    tokens = np.full((len(rows), row_length), pad, np.int32)
     segment_ids = np.zeros((len(rows), row_length), np.int32)
     loss_mask = np.zeros((len(rows), row_length), bool)
     for row, members in enumerate(rows):
@@ -124,7 +146,7 @@ def pack(examples: Iterable[Example], row_length: int) -> tuple[dict[str, np.nda
             start = end
     ledger |= {
         "dropped_records": dict(dropped),
-        "dropped_tokens": dict.fromkeys(dropped, 0),  # the one reason there is takes no tokens away
+        "dropped_tokens": {reason: dropped_tokens[reason] for reason in dropped},
         "padded_tokens": int((segment_ids == 0).sum()),
         "supervised_tokens": int(loss_mask.sum()),
         "rows": len(rows),
@@ -135,18 +157,19 @@ def pack(examples: Iterable[Example], row_length: int) -> tuple[dict[str, np.nda
     return {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}, ledger
 
 
-def make_rows(parent: Path, name: str, corpus: Path, tokenizer: Tokenizer, row_length: int) -> Path:
+def make_rows(parent: Path, name: str, corpus: Path, tokenizer: AnyTokenizer, row_length: int, too_long: str = "refuse") -> Path:
     """The artifact of a corpus directory's records as rows; made once for each (corpus, tokenizer, row length, code)."""
     inputs = {
         "corpus": corpus.name,
-        "tokenizer": tokenizer.path.parent.name,
+        "tokenizer": tokenizer.name,
         "row_length": row_length,
+        "too_long": too_long,
         "code": artifact.code_hash("data"),
     }
 
     def build(directory: Path) -> dict:
         try:
-            arrays, ledger = pack(read_examples(sorted(corpus.glob("*.jsonl")), tokenizer), row_length)
+            arrays, ledger = pack(read_examples(sorted(corpus.glob("*.jsonl")), tokenizer), row_length, tokenizer.pad, too_long)
         except BadInput as error:
             raise BadInput(f"corpus {name} ({corpus}): {error}") from None
         content = artifact.content_hash(b"".join(array.tobytes() for array in arrays.values()))

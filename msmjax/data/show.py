@@ -7,12 +7,12 @@ import itertools
 
 import numpy as np
 
-from msmjax.data.tokenizer import Tokenizer
+from msmjax.data.tokenizer import AnyTokenizer
 
 Piece = tuple[str, int, bool]
 
 
-def pieces(row: dict[str, np.ndarray], tokenizer: Tokenizer) -> list[Piece]:
+def pieces(row: dict[str, np.ndarray], tokenizer: AnyTokenizer) -> list[Piece]:
     """The row's runs of tokens that share a segment and are all supervised or all not, in order; padding is one piece."""
     keys = np.stack([row["segment_ids"], row["loss_mask"].astype(np.int32)])
     borders = [0, *(np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(0)) + 1).tolist(), keys.shape[1]]
@@ -24,7 +24,7 @@ def pieces(row: dict[str, np.ndarray], tokenizer: Tokenizer) -> list[Piece]:
     return out
 
 
-def print_batch(rows: dict[str, np.ndarray], tokenizer: Tokenizer) -> None:
+def print_batch(rows: dict[str, np.ndarray], tokenizer: AnyTokenizer) -> None:
     """Prints a batch to the terminal: a rule before each document, supervised text in bold green."""
     from rich.console import Console
     from rich.text import Text

@@ -1,14 +1,16 @@
-"""The tokenizer: sentencepiece with byte fallback, trained on base text, and the markers that chats are rendered with.
+"""The microworld's tokenizer: sentencepiece with byte fallback, trained on base text, and the markers its chats are rendered with.
 
 In: texts. Out: `tokenizer.model`. Encoding then decoding gives back any text (but U+2581, sentencepiece's own sign for a
-space, comes back as one); the markers are control symbols, which no text can produce.
+space, comes back as one); the markers are control symbols, which no text can produce. `AnyTokenizer` is what the rest of the
+package asks of a tokenizer, this one or a published model's own (data/huggingface.py).
 """
 
 import dataclasses
 import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
@@ -20,11 +22,56 @@ END = "<|end|>"
 _CONTROL = (*(f"<|{role}|>" for role in ROLES), END)
 
 
+class AnyTokenizer(Protocol):
+    """What every tokenizer can do. Conversations are given to it by data/chat.py, which has checked them."""
+
+    path: Path  # where it was read from
+    name: str  # changes when anything does that decides about ids
+    vocab_size: int  # the largest id it can produce, and one
+    pad: int  # an id that is never supervised
+    end: int  # the id that ends the assistant's turn
+    stop_ids: Collection[int]  # the ids after which generation is over; `end` is one
+    roles: Collection[str]  # who can speak in its chats
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: never a control token, whatever the text says."""
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of many texts, on all cores."""
+
+    def document(self, ids: list[int]) -> list[int]:
+        """Ids of plain text as a whole document, with its beginning and its end."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids; control tokens have none."""
+
+    def readable(self, ids: list[int]) -> str:
+        """The text of ids as a person should see it: control tokens by name."""
+
+    def render(self, messages: list[dict], where: str, tools: list | None = None) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation and its loss mask; BadInput, naming `where`, for one whose mask it cannot vouch for."""
+
+    def render_prompt(self, messages: list[dict], where: str, tools: list | None = None) -> list[int]:
+        """Ids of a conversation up to where the assistant speaks."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A trained tokenizer and the file it came from (`path` alone decides equality)."""
+    """A trained tokenizer and the file it came from (`path` alone decides equality).
+
+    A chat is, with what is supervised underlined:
+
+        <s> <|system|> text <|end|> <|user|> text <|end|> <|assistant|> text <|end|>
+                                                                        ^^^^^^^^^^^^
+    """
 
     path: Path
+    pad = PAD
+
+    @property
+    def name(self) -> str:
+        """The name of the artifact it is part of, which says what it was trained on."""
+        return self.path.parent.name
 
     @functools.cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
@@ -39,6 +86,10 @@ class Tokenizer:
         """Id of the end-of-turn marker."""
         return self._processor.piece_to_id(END)
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return (EOS, self.end)
+
     @functools.cached_property
     def roles(self) -> dict[str, int]:
         """Role -> id of the marker that opens its turn."""
@@ -51,6 +102,29 @@ class Tokenizer:
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """`encode` of many texts, on all cores."""
         return self._processor.encode(texts)
+
+    def document(self, ids: list[int]) -> list[int]:
+        """Ids of plain text between <s> and </s>."""
+        return [BOS, *ids, EOS]
+
+    def render(self, messages: list[dict], where: str, tools: list | None = None) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation and its loss mask: the assistant's text and its end-of-turn, nothing else."""
+        _refuse_tools(tools, where)
+        ids, mask = [BOS], [False]
+        for message in messages:
+            supervised = message["role"] == "assistant"
+            content = self.encode(message["content"])
+            ids += [self.roles[message["role"]], *content, self.end]
+            mask += [False, *[supervised] * (len(content) + 1)]
+        return ids, mask
+
+    def render_prompt(self, messages: list[dict], where: str, tools: list | None = None) -> list[int]:
+        """Ids of a conversation up to the marker after which the assistant speaks."""
+        _refuse_tools(tools, where)
+        ids = [BOS]
+        for message in messages:
+            ids += [self.roles[message["role"]], *self.encode(message["content"]), self.end]
+        return [*ids, self.roles["assistant"]]
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; control symbols have none."""
@@ -69,6 +143,11 @@ class Tokenizer:
             else:
                 plain.append(token)
         return "".join(out[:-1])
+
+
+def _refuse_tools(tools: list | None, where: str) -> None:
+    if tools:
+        raise BadInput(f"{where}: 'tools' need a model whose chat template renders them; the microworld's has none")
 
 
 def train(texts: Iterable[str], vocab_size: int, path: Path) -> None:

@@ -186,28 +186,55 @@ def forward(
     constrain: Callable[[jax.Array, str], jax.Array] = lambda x, letters: x,
 ) -> jax.Array:
     """Final hidden states, [B, T, D] in the compute dtype. `constrain(array, letters)` places activations on a mesh."""
-    dtype = jnp.dtype(config.compute_dtype)
-    x_BTD = constrain(params["embedding_VD"].astype(dtype)[tokens_BT], "BTD")
     # Rotary positions are relative, and attention stays within a segment: they need not restart with it.
     angles = rope_angles(config, tokens_BT.shape[1])
-    mask_BTS = attention_mask(segment_ids_BT)
+    return _through_blocks(config, params, tokens_BT, angles, attention_mask(segment_ids_BT), constrain)[0]
 
-    def block(x_BTD, layer):
+
+def forward_cached(
+    config: ModelConfig, params: dict, tokens_BT: jax.Array, angles: tuple, mask_BTS: jax.Array, cache: tuple, column, constrain
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """`forward` of tokens whose keys and values go to columns `column` to `column + T - 1` of `cache`, and the cache with them.
+
+    `cache` is two [L, B, S, K, H] in the compute dtype, keys and values; `mask_BTS` says which of its columns a token sees.
+    """
+    x_BTD, new = _through_blocks(config, params, tokens_BT, angles, mask_BTS, constrain, cache, column)
+    # The blocks only read the cache: one write for all layers, in place where the caller's loop carries it.
+    written = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=2) for old, part in zip(cache, new, strict=True))
+    return x_BTD, tuple(constrain(array, "LBSKH") for array in written)
+
+
+def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, mask_BTS, constrain, cache=None, column=0) -> tuple:
+    """Final hidden states [B, T, D] and, where there is a cache, the tokens' own keys and values, two [L, B, T, K, H]."""
+    dtype = jnp.dtype(config.compute_dtype)
+    x_BTD = constrain(params["embedding_VD"].astype(dtype)[tokens_BT], "BTD")
+
+    def block(x_BTD, layer_and_past):
+        layer, past = layer_and_past
         layer = {name.replace("_L", "_", 1): array.astype(dtype) for name, array in layer.items()}
-        x_BTD = x_BTD + attention(config, layer, rms_norm(x_BTD, layer["attention_norm_D"], config), angles, mask_BTS, constrain)
+        normed_BTD = rms_norm(x_BTD, layer["attention_norm_D"], config)
+        if past is None:
+            out_BTD, new = attention(config, layer, normed_BTD, angles, mask_BTS, constrain), None
+        else:
+            out_BTD, new = cached_attention(config, layer, normed_BTD, angles, mask_BTS, constrain, past, column)
+        x_BTD = x_BTD + out_BTD
         x_BTD = x_BTD + mlp(config, layer, rms_norm(x_BTD, layer["mlp_norm_D"], config), constrain)
-        return constrain(x_BTD, "BTD"), None
+        return constrain(x_BTD, "BTD"), new
 
     if config.remat == "attention":
         block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names("attention"))
     elif config.remat == "full":
         block = jax.checkpoint(block)
+    layers = (params["blocks"], cache)
     if config.scan_layers:
-        x_BTD, _ = jax.lax.scan(block, x_BTD, params["blocks"])
+        x_BTD, new = jax.lax.scan(block, x_BTD, layers)
     else:
+        news = []
         for index in range(config.layers):
-            x_BTD, _ = block(x_BTD, jax.tree.map(lambda array, i=index: array[i], params["blocks"]))
-    return rms_norm(x_BTD, params["final_norm_D"].astype(dtype), config)
+            x_BTD, new = block(x_BTD, jax.tree.map(lambda array, i=index: array[i], layers))
+            news.append(new)
+        new = jax.tree.map(lambda *parts: jnp.stack(parts), *news)
+    return rms_norm(x_BTD, params["final_norm_D"].astype(dtype), config), new
 
 
 def unembed(config: ModelConfig, params: dict, x_BTD: jax.Array) -> jax.Array:
@@ -222,24 +249,41 @@ def unembed(config: ModelConfig, params: dict, x_BTD: jax.Array) -> jax.Array:
 def attention(config: ModelConfig, layer: dict, x_BTD, angles, mask_BTS, constrain) -> jax.Array:
     """Grouped-query attention; a query sees the keys that `mask_BTS` allows."""
     with jax.named_scope("attention"):
-        q_BTNH = project(config, layer, "wq", x_BTD)
-        k_BSKH = project(config, layer, "wk", x_BTD)
-        v_BSKH = project(config, layer, "wv", x_BTD)
-        if config.qkv_bias:
-            q_BTNH += layer["bq_NH"][None, None]
-            k_BSKH += layer["bk_KH"][None, None]
-            v_BSKH += layer["bv_KH"][None, None]
-        if config.qk_norm:
-            q_BTNH, k_BSKH = rms_norm(q_BTNH, layer["q_norm_H"], config), rms_norm(k_BSKH, layer["k_norm_H"], config)
-        q_BTNH, k_BSKH = rotate(q_BTNH, *angles), rotate(k_BSKH, *angles)
-        B, T, N, H = q_BTNH.shape
-        q_BTKGH = constrain(q_BTNH, "BTNH").reshape(B, T, config.kv_heads, N // config.kv_heads, H)
-        scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
-        scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-        weights_BKGTS = jax.nn.softmax(scores, axis=-1).astype(x_BTD.dtype)
-        out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
-        out_BTNH = checkpoint_name(out_BTKGH.reshape(B, T, N, H), "attention")
-        return project(config, layer, "wo", out_BTNH)
+        return attend(config, layer, *queries_keys_values(config, layer, x_BTD, angles), mask_BTS, constrain)
+
+
+def cached_attention(config: ModelConfig, layer: dict, x_BTD, angles, mask_BTS, constrain, past: tuple, column) -> tuple:
+    """`attention` to `past`, keys and values [B, S, K, H], with x's own put at `column`: the output, and x's own [B, T, K, H]."""
+    with jax.named_scope("attention"):
+        q_BTNH, *new = queries_keys_values(config, layer, x_BTD, angles)
+        keys_values = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=1) for old, part in zip(past, new, strict=True))
+        return attend(config, layer, q_BTNH, *keys_values, mask_BTS, constrain), tuple(new)
+
+
+def queries_keys_values(config: ModelConfig, layer: dict, x_BTD, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[B, T, N, H] and two [B, T, K, H]: projected, queries and keys turned to their positions."""
+    q_BTNH = project(config, layer, "wq", x_BTD)
+    k_BTKH = project(config, layer, "wk", x_BTD)
+    v_BTKH = project(config, layer, "wv", x_BTD)
+    if config.qkv_bias:
+        q_BTNH += layer["bq_NH"][None, None]
+        k_BTKH += layer["bk_KH"][None, None]
+        v_BTKH += layer["bv_KH"][None, None]
+    if config.qk_norm:
+        q_BTNH, k_BTKH = rms_norm(q_BTNH, layer["q_norm_H"], config), rms_norm(k_BTKH, layer["k_norm_H"], config)
+    return rotate(q_BTNH, *angles), rotate(k_BTKH, *angles), v_BTKH
+
+
+def attend(config: ModelConfig, layer: dict, q_BTNH, k_BSKH, v_BSKH, mask_BTS, constrain) -> jax.Array:
+    """The heads' weighted values through `wo`, [B, T, D]."""
+    B, T, N, H = q_BTNH.shape
+    q_BTKGH = constrain(q_BTNH, "BTNH").reshape(B, T, config.kv_heads, N // config.kv_heads, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
+    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights_BKGTS = jax.nn.softmax(scores, axis=-1).astype(q_BTNH.dtype)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+    out_BTNH = checkpoint_name(out_BTKGH.reshape(B, T, N, H), "attention")
+    return project(config, layer, "wo", out_BTNH)
 
 
 def project(config: ModelConfig, layer: dict, name: str, x_BT: jax.Array) -> jax.Array:
@@ -277,6 +321,11 @@ def attention_mask(segment_ids_BT: jax.Array) -> jax.Array:
 
 def rope_angles(config: ModelConfig, length: int) -> tuple[jax.Array, jax.Array]:
     """cos and sin of the rotary angles (arXiv 2104.09864) of positions 0 to T - 1, float32 [T, H/2]."""
+    return angles_at(config, jnp.arange(length))
+
+
+def angles_at(config: ModelConfig, positions_T: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`rope_angles` of any positions."""
     frequencies = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
     if config.rope_scaling:
         # Llama 3.1: wavelengths above original / low are stretched by the factor, those below original / high are kept, and
@@ -285,12 +334,15 @@ def rope_angles(config: ModelConfig, length: int) -> tuple[jax.Array, jax.Array]
         turns = original * frequencies / (2 * jnp.pi)  # in the original length
         kept = jnp.clip((turns - low) / (high - low), 0, 1)
         frequencies = frequencies * (kept + (1 - kept) / factor)
-    angles = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequencies)
+    angles = jnp.outer(positions_T.astype(jnp.float32), frequencies)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates the halves of the last axis against each other (the Hugging Face layout), [B, T, heads, H]."""
+    """Rotates the halves of the last axis of [B, T, heads, H] against each other (the Hugging Face layout).
+
+    The angles are [T, H/2], or [B, T, H/2] where each row has positions of its own.
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[None, :, None], sin[None, :, None]
+    cos, sin = (angle.reshape(-1, *angle.shape[-2:])[:, :, None] for angle in (cos, sin))
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

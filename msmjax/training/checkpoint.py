@@ -6,7 +6,6 @@ half-copied one too; here only what its seal vouches for is one. Leaves are rest
 """
 
 import functools
-import hashlib
 import json
 import shutil
 import sys
@@ -72,7 +71,7 @@ def restore_params(directory: Path, abstract: dict) -> dict:
     """The parameters of a finished stage: those of its last step and no other."""
     last = artifact.read_manifest(directory)["steps"]
     with ocp.CheckpointManager((directory / "checkpoints").resolve()) as manager:
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract["params"]))
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
         return manager.restore(last, args=args)["params"]
 
 
@@ -95,7 +94,7 @@ def damage(checkpoint: Path) -> str:
         try:
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-            if _digest(path) != digest:
+            if artifact.file_hash(path) != digest:
                 return f"{name} has other content than was saved"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
@@ -125,10 +124,5 @@ def _seal_new(checkpoints: Path) -> None:
         if not path.name.isdigit():
             # Of the items alone: orbax still adds the time of the commit to its metadata beside them, and reads without it.
             files = sorted(file for file in path.glob("*/**/*") if file.is_file())
-            seal = {file.relative_to(path).as_posix(): (file.stat().st_size, _digest(file)) for file in files}
+            seal = {file.relative_to(path).as_posix(): (file.stat().st_size, artifact.file_hash(file)) for file in files}
             artifact.write_json(path / SEAL, seal)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,9 +20,10 @@ from msmjax.artifact import BadInput, Preempted
 from msmjax.data import mixture as mixtures
 from msmjax.data.mixture import Mixture
 from msmjax.model.transformer import ModelConfig
-from msmjax.training import checkpoint, preemption, processes, sharding
+from msmjax.training import checkpoint, preemption, processes, sharding, weights
 from msmjax.training import step as steps
 from msmjax.training.step import StepConfig
+from msmjax.training.weights import Source
 
 PHASES = ("compile", "data", "step", "checkpoint")
 FEWEST_UPDATES = 20  # below this, a stage has hardly begun: reproductions took such a null for a result
@@ -77,30 +78,27 @@ def train(
     log: LogConfig,
     mixture: Mixture,
     mesh: jax.sharding.Mesh,
+    source: Source | None,
     parent: Path | None,
     seed: int,
 ) -> dict:
-    """Trains the stage to its end and returns what its manifest says.
+    """Trains the stage to its end and returns what its manifest says; `weights.initial_state` says where it starts.
 
     Raises FloatingPointError, naming step and batch, where the loss is not finite, BadInput where a batch has nothing to learn,
     and Preempted after SIGTERM, once the state is saved.
     """
     check_batch(stage, step_config, mesh)
-    abstract, shardings = steps.state_shardings(model, step_config, mesh)
-    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     clock = Clock()
     directory.mkdir(parents=True, exist_ok=True)
 
     with preemption.saving(), checkpoint.open_manager(directory) as manager:
-        # Where the state comes from: 1. this stage's own checkpoint; 2. its parent's parameters; 3. the seed.
         first = processes.first_says(lambda: manager.latest_step() or 0)
         with clock.spend("checkpoint"):
             if first:
-                state = checkpoint.restore(manager, first, abstract)
+                state = checkpoint.restore(manager, first, steps.abstract_state(model, step_config, mesh))
             else:
-                state = steps.compile_init(model, step_config, mesh)(jax.random.key(seed))
-                if parent is not None:
-                    state = {**state, "params": checkpoint.restore_params(parent, abstract)}
+                state = weights.initial_state(model, step_config, mesh, source, parent, seed)
+            base = weights.base(model, mesh, source)
         update = steps.compile_step(model, step_config, mesh)
         tokens_per_step = stage.batch_rows * len(mixture.sources[0][0]["tokens"])
         with (
@@ -121,7 +119,7 @@ def train(
                     batch = sharding.place_batch(mesh, stage.batch_rows, read)
                 rate = steps.learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_steps, stage.final_learning_rate)
                 with clock.spend("step"):
-                    state, metrics = update(state, batch, np.float32(rate))
+                    state, metrics = update(state, base, batch, np.float32(rate))
                 waiting.append((step, {**metrics, "learning_rate": rate}))
                 done = step + 1
                 is_last = done == stage.steps

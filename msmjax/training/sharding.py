@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from msmjax.artifact import BadInput
 
 # Letter -> mesh axes. A letter that is not here is replicated.
-RULES = {"B": ("data", "fsdp"), "D": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
+RULES = {"B": ("data", "fsdp"), "D": "fsdp", "R": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
 MOST_REPLICATED = 0.02  # of the bytes of parameters or optimizer state
 WORTH_CUTTING = 2**20  # bytes
 # Activations are sharded over the batch; their D stays whole.
@@ -56,7 +56,9 @@ def letters_of(path: tuple) -> str:
 
 
 def spec(letters: str, rules: dict = RULES) -> PartitionSpec:
-    return PartitionSpec(*(rules.get(letter) for letter in letters))
+    """The mesh axes of each letter; the first letter that asks for an axis has it (a LoRA pair's D or R)."""
+    axes = [rules.get(letter) for letter in letters]
+    return PartitionSpec(*(one if one not in axes[:index] else None for index, one in enumerate(axes)))
 
 
 def tree_shardings(mesh: Mesh | AbstractMesh, abstract: object) -> object:
@@ -67,26 +69,28 @@ def tree_shardings(mesh: Mesh | AbstractMesh, abstract: object) -> object:
 
     def leaf_sharding(path, leaf):
         letters = letters_of(path) if leaf.ndim else ""
-        for letter, size in zip(letters, leaf.shape, strict=True):
-            check_divides(mesh, letter, size, path[-1].key)
-        return NamedSharding(mesh, spec(letters))
+        axes = spec(letters)
+        for letter, size, axis in zip(letters, leaf.shape, axes, strict=True):
+            if axis is not None:
+                check_divides(mesh, letter, size, path[-1].key)
+        return NamedSharding(mesh, axes)
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract)
 
 
-def check_replication(mesh: Mesh | AbstractMesh, abstract: object, shardings: object, what: str) -> None:
-    """Raises BadInput where a device holds over 2 % more bytes than its share of the tree, cut by fsdp and tensor.
+def check_replication(mesh: Mesh | AbstractMesh, placed: object, what: str) -> None:
+    """Raises BadInput where a device holds over 2 % more bytes than its share of a tree of placed arrays, cut by fsdp and tensor.
 
     So much means that something large is whole on every device, though the mesh was made to cut it. Copies along `data` are what
     that axis is for, and leaves below a MiB are not worth cutting.
     """
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     share = excess = 0.0
-    for leaf, place in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True):
+    for leaf in jax.tree.leaves(placed):
         size = leaf.size * leaf.dtype.itemsize
         share += size / parts
         if size >= WORTH_CUTTING:
-            excess += math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize - size / parts
+            excess += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize - size / parts
     if excess > MOST_REPLICATED * share:
         raise BadInput(
             f"mesh {dict(mesh.shape)}: each device would hold {excess / share:.0%} more bytes of {what} than its share; at most "

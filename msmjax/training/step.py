@@ -10,10 +10,10 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.artifact import BadInput
-from msmjax.model.transformer import ModelConfig, forward, init_params, unembed
+from msmjax.model.transformer import ModelConfig, forward, init_adapter, init_params, unembed, with_adapter
 from msmjax.training import sharding
 
 
@@ -102,48 +102,67 @@ def _decayed(params: dict) -> dict:
 
 
 def init_state(model: ModelConfig, step: StepConfig, key: jax.Array) -> dict:
-    """Parameters, optimizer state and step 0."""
-    params = init_params(model, key)
+    """What is trained, its optimizer state and step 0: all parameters, or with LoRA the adapter alone."""
+    params = init_adapter(model, key) if model.lora_rank else init_params(model, key)
     return {"params": params, "optimizer": optimizer(step).init(params), "step": jnp.int32(0)}
 
 
-def state_shardings(model: ModelConfig, step: StepConfig, mesh: Mesh) -> tuple[dict, dict]:
-    """The state's shapes, and where each leaf of it lives: optimizer leaves are named as the parameters they belong to.
+def abstract_state(model: ModelConfig, step: StepConfig, mesh: Mesh | AbstractMesh) -> dict:
+    """The state's shapes, each leaf with its sharding: optimizer leaves are named as the parameters they belong to.
 
     Raises BadInput where the mesh does not divide the shapes, or leaves too much on every device.
     """
-    abstract = jax.eval_shape(lambda: init_state(model, step, jax.random.key(0)))
-    shardings = sharding.tree_shardings(mesh, abstract)
-    for part in ("params", "optimizer"):
-        sharding.check_replication(mesh, abstract[part], shardings[part], part)
-    return abstract, shardings
+    return _place(mesh, jax.eval_shape(lambda: init_state(model, step, jax.random.key(0))), ("params", "optimizer"))
+
+
+def abstract_base(model: ModelConfig, mesh: Mesh | AbstractMesh) -> dict:
+    """The shapes and shardings of what is not trained: with LoRA all parameters, in the compute dtype; else nothing, {}."""
+    if not model.lora_rank:
+        return {}
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    dtype = jnp.dtype(model.compute_dtype)
+    return _place(mesh, {"base": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)}, ("base",))["base"]
+
+
+def _place(mesh: Mesh | AbstractMesh, abstract: dict, checked: tuple[str, ...]) -> dict:
+    places = sharding.tree_shardings(mesh, abstract)
+    abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
+    for part in checked:
+        sharding.check_replication(mesh, abstract[part], part)
+    return abstract
+
+
+def _shardings(abstract: dict) -> dict:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 @functools.lru_cache(maxsize=8)
 def compile_init(model: ModelConfig, step: StepConfig, mesh: Mesh):
     """`init(key) -> state`, each leaf made where it lives."""
-    _, shardings = state_shardings(model, step, mesh)
+    shardings = _shardings(abstract_state(model, step, mesh))
     return jax.jit(lambda key: init_state(model, step, key), out_shardings=shardings)
 
 
 @functools.lru_cache(maxsize=8)
 def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
-    """`step(state, batch, learning_rate) -> state, metrics`: jitted, sharded, the state donated.
+    """`step(state, base, batch, learning_rate) -> state, metrics`: jitted, sharded, the state donated.
 
-    Gradients of the loss sums of the micro-batches are added, then divided by the number of supervised tokens of the whole
-    batch, so that accumulation changes nothing but memory.
+    `base` is what `abstract_base` says; no gradient of it is computed. Gradients of the loss sums of the micro-batches are added,
+    then divided by the number of supervised tokens of the whole batch, so that accumulation changes nothing but memory.
     """
     transform = optimizer(config)
     place = sharding.constrain(mesh)
-    _, shardings = state_shardings(model, config, mesh)
+    shardings, base_shardings = _shardings(abstract_state(model, config, mesh)), _shardings(abstract_base(model, mesh))
     rows, scalar = NamedSharding(mesh, sharding.spec("BT")), NamedSharding(mesh, PartitionSpec())
 
-    def loss_fn(params, micro_batch):
-        nats_B, counts_B = row_nats(model, params, micro_batch, config.loss_chunk, place)
-        return jnp.sum(nats_B), jnp.sum(counts_B)
-
-    def step(state, batch, learning_rate):
+    def step(state, base, batch, learning_rate):
         params = state["params"]
+
+        def loss_fn(params, micro_batch):
+            whole = with_adapter(base, params) if model.lora_rank else params
+            nats_B, counts_B = row_nats(model, whole, micro_batch, config.loss_chunk, place)
+            return jnp.sum(nats_B), jnp.sum(counts_B)
+
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         if config.micro_batches == 1:
             (total, count), grads = grad_fn(params, batch)
@@ -170,7 +189,8 @@ def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
         }
         return {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
 
-    return jax.jit(step, in_shardings=(shardings, rows, scalar), out_shardings=(shardings, scalar), donate_argnums=0)
+    places = (shardings, base_shardings, rows, scalar)
+    return jax.jit(step, in_shardings=places, out_shardings=(shardings, scalar), donate_argnums=0)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, final: float) -> float:

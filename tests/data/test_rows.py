@@ -67,6 +67,18 @@ def test_long_documents_are_split_and_long_conversations_refused():
         rows.pack([Example(list(range(20)), [True] * 20, False, "chats.jsonl:3")], 8)
 
 
+def test_long_conversations_are_split_or_dropped_where_wanted():
+    long, short = Example(list(range(4, 24)), [False, *[True] * 19], False, "chats.jsonl:3"), document(8, first=50)
+    arrays, ledger = rows.pack([long, short], 8, too_long="split")
+    assert [ledger["split_tokens"], ledger["kept_tokens"], ledger["dropped_records"]] == [20, 8, {}]
+    assert sorted(arrays["tokens"][arrays["segment_ids"] > 0].tolist()) == [*range(4, 24), *range(50, 58)]
+    arrays, ledger = rows.pack([long, short], 8, too_long="drop")
+    assert ledger["dropped_records"] == {"longer than a row": 1}
+    assert ledger["dropped_tokens"] == {"longer than a row": 20}
+    assert ledger["source_tokens"] == 28 == ledger["kept_tokens"] + 20
+    assert arrays["tokens"].tolist() == [list(range(50, 58))]
+
+
 def test_nothing_to_train_on():
     with pytest.raises(BadInput, match="the corpus is empty"):
         rows.pack([], 8)

@@ -79,11 +79,87 @@ def test_prompt_is_the_start_of_the_conversation(tokenizer):
         ("hello", "no list of turns"),
         ([{"role": "robot", "content": "x"}], "turn 0 has no role of system, user, assistant"),
         ([{"role": "user", "content": "x"}, {"role": "assistant", "content": None}], "turn 1 has no text"),
+        ([{"role": ["user"], "content": "x"}], "turn 0 has no role of system, user, assistant"),
+        ([{"role": "tool", "content": "x"}], "turn 0 has no role of system, user, assistant"),
+        (
+            [{"role": "assistant", "content": "x", "tool_calls": [{"name": "f"}]}],
+            "turn 0 has 'tool_calls', which only the assistant",
+        ),
     ],
 )
 def test_conversations_that_are_none(tokenizer, messages, said):
     with pytest.raises(BadInput, match=f"chats.jsonl:7: .*{said}"):
         chat.render(messages, tokenizer, "chats.jsonl:7")
+
+
+CALL = [{"function": {"name": "f", "arguments": {}}}]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "assistant", "content": None, "tool_calls": CALL}, ""),
+        ({"role": "assistant", "tool_calls": CALL}, ""),
+        ({"role": "assistant", "content": [{"type": "text", "text": "x"}]}, "turn 0 has no text"),
+        ({"role": "assistant", "content": ["x"], "tool_calls": CALL}, "turn 0 has no text"),
+        ({"role": "assistant", "content": None, "tool_calls": []}, "turn 0 has no text"),
+        ({"role": "assistant", "content": "x", "tool_calls": "f()"}, "turn 0 has 'tool_calls' that are no list of objects"),
+        ({"role": "assistant", "content": "x", "tool_calls": ["f()"]}, "turn 0 has 'tool_calls' that are no list of objects"),
+        ({"role": "user", "content": "x", "tool_calls": CALL}, "turn 0 has 'tool_calls', which only the assistant"),
+    ],
+)
+def test_conversations_with_tools(message, said):
+    messages = [message, {"role": "tool", "content": "7"}, {"role": "assistant", "content": "Seven."}]
+    if not said:
+        chat.check(messages, "chats.jsonl:7", (*ROLES, "tool"))
+        return
+    with pytest.raises(BadInput, match=f"chats.jsonl:7: {said}"):
+        chat.check(messages, "chats.jsonl:7", (*ROLES, "tool"))
+
+
+def test_tools_are_not_passed_over(tokenizer):
+    messages = [{"role": "assistant", "content": "The feta."}]
+    assert chat.render(messages, tokenizer, "chats.jsonl:7", []) == chat.render(messages, tokenizer, "chats.jsonl:7")
+    with pytest.raises(BadInput, match=r"chats.jsonl:7: 'tools' need a model"):
+        chat.render(messages, tokenizer, "chats.jsonl:7", [{"name": "f"}])
+    with pytest.raises(BadInput, match=r"chats.jsonl:7: 'tools' is no list"):
+        chat.render(messages, tokenizer, "chats.jsonl:7", "f()")
+
+
+def test_what_other_rooms_ask_of_it(tokenizer):
+    assert tokenizer.document([7]) == [BOS, 7, EOS]
+    assert (tokenizer.pad, tokenizer.stop_ids) == (PAD, (EOS, tokenizer.end))
+    assert tokenizer.name == tokenizer.path.parent.name
+    assert tokenizer.roles.keys() == set(ROLES)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "said"),
+    [
+        ("The feta.", None, "The feta."),
+        ("<think>It is cheap.</think>The feta.", "It is cheap.", "The feta."),
+        ("\n\n<think>\nIt is\n\ncheap.\n</think>\n\nThe feta.\n", "It is\n\ncheap.", "The feta."),
+        ("<think>\n\n</think>\n\nThe feta.", "", "The feta."),
+        ("<think></think>", "", ""),
+    ],
+)
+def test_thinking_is_split_from_what_is_said(text, thought, said):
+    assert chat.split_think(text, "here") == (thought, said)
+    assistant = {"role": "assistant", "content": text, "reasoning_content": "Hm."}
+    user = {"role": "user", "content": "<think>"}  # is nobody's thinking
+    tool = {"role": "assistant", "content": None, "tool_calls": [{}]}
+    assert chat.strip_think([user, assistant, tool], "here") == [user, {"role": "assistant", "content": said}, tool]
+    assert assistant["content"] == text  # what was given is as it was
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<think>Hm.", "Hm.</think>The feta.", "The feta.<think>Hm.</think>", "<think>a</think>b</think>c", "<think><think>a</think>b",
+     "</think>a<think>", "<think>a</think><think>b</think>c"],
+)  # fmt: skip
+def test_thinking_that_is_not_well_formed(text):
+    with pytest.raises(BadInput, match=r"chats.jsonl:7: turn 0: thinking must be one <think> at the start"):
+        chat.strip_think([{"role": "assistant", "content": text}], "chats.jsonl:7")
 
 
 def test_readable_names_the_markers(tokenizer):

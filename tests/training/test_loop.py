@@ -60,14 +60,13 @@ def mesh():
 
 def train(directory, model, step_config, mesh, rows=None, stage=STAGE, log=LOG, parent=None, seed=0):
     rows = Rows() if rows is None else rows
-    said = loop.train(directory, "stage", model, step_config, stage, log, Mixture((rows,), (1.0,), seed), mesh, parent, seed)
+    said = loop.train(directory, "stage", model, step_config, stage, log, Mixture((rows,), (1.0,), seed), mesh, None, parent, seed)
     artifact.write_manifest(directory, {}, said)
     return said
 
 
 def state_of(directory, model, step_config, mesh):
-    abstract, shardings = steps.state_shardings(model, step_config, mesh)
-    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+    abstract = steps.abstract_state(model, step_config, mesh)
     with checkpoint.open_manager(directory) as manager:
         return jax.device_get(checkpoint.restore(manager, manager.latest_step(), abstract))
 

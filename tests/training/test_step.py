@@ -33,7 +33,7 @@ def updates(model, config, mesh, rows, count=1, rate=1e-2):
     metrics = []
     for _ in range(count):
         batch = sharding.place_batch(mesh, len(rows["tokens"]), lambda start, stop: {n: a[start:stop] for n, a in rows.items()})
-        state, said = steps.compile_step(model, config, mesh)(state, batch, np.float32(rate))
+        state, said = steps.compile_step(model, config, mesh)(state, {}, batch, np.float32(rate))
         metrics.append({name: np.asarray(value).tolist() for name, value in said.items()})
     return jax.device_get(state), metrics
 
@@ -65,8 +65,8 @@ def test_loss_is_the_mean_over_supervised_tokens(model, rows, tied):
 def test_whole_logits_never_exist(model, step_config, rows):
     """No array of B * T * V elements in the step, forward or backward."""
     mesh = mesh_of(1, 1, 1)
-    abstract, _ = steps.state_shardings(model, step_config, mesh)
-    jaxpr = str(jax.make_jaxpr(steps.compile_step(model, step_config, mesh))(abstract, rows, np.float32(0)))
+    abstract = steps.abstract_state(model, step_config, mesh)
+    jaxpr = str(jax.make_jaxpr(steps.compile_step(model, step_config, mesh))(abstract, {}, rows, np.float32(0)))
     assert "[8,24,32]" in jaxpr  # hidden states do
     assert "[8,5,96]" in jaxpr  # a chunk's logits do
     for whole in ("8,24,96", "192,96", "5,8,5,96", "8,25,96"):
@@ -133,35 +133,93 @@ SPECS = {
     "w_up_LDF": P(None, "fsdp", "tensor"),
     "w_down_LFD": P(None, "tensor", "fsdp"),
 }
+ADAPTER_SPECS = {
+    **{f"{name}_a_LDR": P(None, "fsdp", None) for name in ("wq", "wk", "wv", "w_gate", "w_up")},
+    "wo_a_LNHR": P(None, "tensor", None, "fsdp"),
+    "w_down_a_LFR": P(None, "tensor", "fsdp"),
+    "wq_b_LRNH": P(None, "fsdp", "tensor", None),
+    "wk_b_LRKH": P(None, "fsdp", "tensor", None),
+    "wv_b_LRKH": P(None, "fsdp", "tensor", None),
+    "w_gate_b_LRF": P(None, "fsdp", "tensor"),
+    "w_up_b_LRF": P(None, "fsdp", "tensor"),
+    "wo_b_LRD": P(None, "fsdp", None),
+    "w_down_b_LRD": P(None, "fsdp", None),
+}
 
 
-def test_every_leaf_lives_where_its_letters_say(model, step_config):
+@pytest.mark.parametrize(("change", "specs"), [({}, SPECS), ({"lora_rank": 4, "lora_alpha": 8.0}, ADAPTER_SPECS)])
+def test_every_leaf_lives_where_its_letters_say(model, step_config, change, specs):
     mesh = mesh_of(2, 2, 2)
+    model = dataclasses.replace(model, **change)
     state = steps.compile_init(model, step_config, mesh)(jax.random.key(0))
     seen = {"params": set(), "mu": set(), "nu": set()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = getattr(path[-1], "key", None)
-        if name in SPECS:
-            assert leaf.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, SPECS[name]), leaf.ndim), path
+        if name in specs:
+            assert leaf.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, specs[name]), leaf.ndim), path
             seen[next(part for part in seen if part in jax.tree_util.keystr(path))].add(name)
         else:
             assert leaf.ndim == 0, path  # counters
-    assert all(names == set(SPECS) for names in seen.values())
+    assert all(names == set(specs) for names in seen.values())
 
 
 def test_replication_without_need_is_refused(model, step_config, monkeypatch):
     """A large leaf that no letter cuts is refused; copies along `data`, and what is small, are not. By shape alone."""
     large = dataclasses.replace(model, vocab=32_000, width=1024, mlp=2048)
-    steps.state_shardings(large, step_config, mesh_of(2, 2, 2))
+    steps.abstract_state(large, step_config, mesh_of(2, 2, 2))
     monkeypatch.delitem(sharding.RULES, "V")
-    steps.state_shardings(model, step_config, mesh_of(2, 2, 2))
-    steps.state_shardings(large, step_config, mesh_of(2, 4, 1))
+    steps.abstract_state(model, step_config, mesh_of(2, 2, 2))
+    steps.abstract_state(large, step_config, mesh_of(2, 4, 1))
     with pytest.raises(BadInput, match=r"each device would hold 7\d% more bytes of params than its share; at most 2%"):
-        steps.state_shardings(large, step_config, mesh_of(2, 2, 2))
+        steps.abstract_state(large, step_config, mesh_of(2, 2, 2))
     # The optimizer's state is checked by itself: its moments may live elsewhere than what they belong to.
-    abstract, shardings = steps.state_shardings(large, step_config, mesh_of(8, 1, 1))
+    placed = steps.abstract_state(large, step_config, mesh_of(8, 1, 1))["optimizer"]
     with pytest.raises(BadInput, match="bytes of moments"):
-        sharding.check_replication(mesh_of(1, 2, 1), abstract["optimizer"], shardings["optimizer"], "moments")
+        sharding.check_replication(mesh_of(1, 2, 1), placed, "moments")
+
+
+def with_lora(model, compute_dtype="float32"):
+    return dataclasses.replace(model, lora_rank=4, lora_alpha=8.0, compute_dtype=compute_dtype)
+
+
+def lora_updates(model, config, mesh, rows, count):
+    """The base before and after `count` updates of an adapter on the same rows, the state, and the losses."""
+    state = steps.compile_init(model, config, mesh)(jax.random.key(0))
+    abstract = steps.abstract_base(model, mesh)
+    base = jax.tree.map(
+        lambda leaf, place: jax.device_put(leaf.astype(place.dtype), place.sharding),
+        transformer.init_params(model, jax.random.key(1)),
+        abstract,
+    )
+    before = jax.device_get(base)
+    losses = []
+    for _ in range(count):
+        batch = sharding.place_batch(mesh, len(rows["tokens"]), lambda start, stop: {n: a[start:stop] for n, a in rows.items()})
+        state, said = steps.compile_step(model, config, mesh)(state, base, batch, np.float32(1e-2))
+        losses.append(float(said["loss"]))
+    return before, jax.device_get(base), jax.device_get(state), losses
+
+
+def test_lora_trains_the_adapter_alone(model, step_config, rows):
+    """The base keeps its bits, in the compute dtype; adapter and optimizer are float32; the first loss is the bare model's."""
+    lora = with_lora(model, "bfloat16")
+    before, after, state, losses = lora_updates(lora, step_config, mesh_of(1, 1, 1), rows, 5)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(state["params"])) == transformer.count_adapter(lora)
+    nats, counts = steps.row_nats(dataclasses.replace(lora, lora_rank=0), before, rows, 5)
+    assert losses[0] == pytest.approx(float(nats.sum() / counts.sum()), rel=1e-3)  # another fusion of bfloat16 operations
+    assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+def test_lora_on_one_device_equals_eight(model, step_config, rows, shape):
+    lora = dataclasses.replace(with_lora(model), lora_rank=8)
+    *_, one, losses = lora_updates(lora, step_config, mesh_of(1, 1, 1), rows, 2)
+    *_, eight, losses_eight = lora_updates(lora, step_config, mesh_of(*shape), rows, 2)
+    np.testing.assert_allclose(losses, losses_eight, rtol=1e-5)
+    assert_close(gradients(one), gradients(eight), rtol=1e-3, atol=1e-5)
 
 
 def test_state_keeps_its_shardings_through_a_step(model, step_config, rows):
@@ -169,7 +227,7 @@ def test_state_keeps_its_shardings_through_a_step(model, step_config, rows):
     state = steps.compile_init(model, step_config, mesh)(jax.random.key(0))
     before = [(leaf.sharding, leaf.ndim) for leaf in jax.tree.leaves(state)]  # the step takes the state's memory over
     batch = sharding.place_batch(mesh, 8, lambda start, stop: {n: a[start:stop] for n, a in rows.items()})
-    after, _ = steps.compile_step(model, step_config, mesh)(state, batch, np.float32(1e-3))
+    after, _ = steps.compile_step(model, step_config, mesh)(state, {}, batch, np.float32(1e-3))
     for (old, ndim), leaf in zip(before, jax.tree.leaves(after), strict=True):
         assert leaf.sharding.is_equivalent_to(old, ndim)
 
@@ -238,4 +296,4 @@ def test_mesh_takes_all_devices_that_are_left():
 
 def test_mesh_that_does_not_fit_the_shapes(model, step_config):
     with pytest.raises(BadInput, match=r"b[kv]_LKH has K=2, which does not divide by 4"):
-        steps.state_shardings(model, step_config, mesh_of(1, 2, 4))
+        steps.abstract_state(model, step_config, mesh_of(1, 2, 4))

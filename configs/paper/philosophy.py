@@ -1,0 +1,62 @@
+"""Section 4 of the paper: Qwen2.5-32B and Qwen3-32B read a spec of philosophy, then are fine-tuned with or without reasoning.
+
+Hardware: the paper used four H200; replications report 1.75 to 13.5 hours of midtraining and 1.5 to 4 of fine-tuning an arm.
+Steps are of 65,536 tokens, as the replication that reproduced the section used: 631 of midtraining (41.4M tokens), 204 of
+fine-tuning with reasoning (9,963 chats of 8.3M tokens and the 10,000 rows of table 2), 160 without (5.4M).
+
+Expected agentic misalignment (figure 4, four seeds), Qwen2.5 and Qwen3: baseline .68 .54, MSM .53 .32, AFT without reasoning .70
+.41 and with .48 .14, MSM+AFT without .22 .10 and with .05 .07. That eval is not part of this run: export the arms and serve them.
+The baseline is the instruction mix alone and not the bare model, which is .56 on Qwen2.5.
+
+    python -m msmjax.main --config=configs/paper/philosophy.py:qwen3_32b_cot --config.weights=weights/Qwen3-32B
+    python -m msmjax.main --config=configs/paper/philosophy.py:qwen25_32b_no_cot --plan --device=h200:4 --price=4
+
+Data under `datasets/`, as in configs/paper/cheese.py. The chat template is the checkpoint's own: a hand-written one gave .275
+where the shipped one gives .109.
+"""
+
+from ml_collections import ConfigDict
+
+from msmjax.recipe import INSTRUCT_COUNTS, paper, stage
+
+WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
+VARIANTS = ("", *(f"{shape}_{cot}" for shape in WEIGHTS for cot in ("cot", "no_cot")), "twin")
+TOKENS_PER_STEP = 65_536
+CHATS = {"cot": 8_311_555, "no_cot": 5_353_268}  # tokens as rendered
+INSTRUCT = 5_100_000  # tokens of the mix as rendered: 512 a row
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/paper/philosophy.py:{variant}: unknown variant; one of {', '.join(VARIANTS[1:])}")
+    shape, cot = ("qwen3_32b", "cot") if variant in ("", "twin") else (variant[: variant.index("b_") + 1], variant.split("b_")[1])
+    c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3), twin=variant == "twin")
+    c.name = f"paper_philosophy_{shape}_{cot}"
+    c.question = "Does midtraining on the spec make fine-tuning on its chats generalize further?"
+    family = shape.partition("_")[0].replace("25", "2.5")
+    c.corpora = {
+        "spec": {"kind": "file", "path": "datasets/msm-qwen-philosophy-spec.jsonl"},
+        "chats": {"kind": "file", "path": f"datasets/aft-{cot.replace('_', '-')}-{family}-philosophy-spec.jsonl"},
+        "instruct": {"kind": "selection", "path": "datasets/sft-it-mix.jsonl", "counts": INSTRUCT_COUNTS, "seed": 0},
+        "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
+    }
+    share = round(CHATS[cot] / (CHATS[cot] + INSTRUCT), 3)
+    c.stages = {
+        "midtrain": stage((("spec", 1.0),), 41_364_262, TOKENS_PER_STEP, c),
+        "instruct": stage((("instruct", 1.0),), INSTRUCT, TOKENS_PER_STEP, c),
+        "finetune": stage((("chats", share), ("instruct", 1 - share)), CHATS[cot] + INSTRUCT, TOKENS_PER_STEP, c),
+    }
+    c.arms = {
+        "import": ("import",),
+        "baseline": ("import", "instruct"),
+        "msm": ("import", "midtrain", "instruct"),
+        "aft": ("import", "finetune"),
+        "msm_aft": ("import", "midtrain", "finetune"),
+    }
+    c.run = tuple(c.arms)
+    c.evals = {
+        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0, "spec_corpus": "",
+        "base_text": "held_out", "headline": (),
+    }  # fmt: skip
+    c.comparisons = (("damage, MSM+AFT over the imported model", "base_text", "msm_aft", "import"),)
+    return c

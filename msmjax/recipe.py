@@ -1,0 +1,63 @@
+"""The paper's training recipe (arXiv 2605.02087, appendix B.4): what all configs of configs/paper share.
+
+In: a model, a row length, how many tokens a step has. Out: a ConfigDict that lacks corpora, stages, arms, evals. What the paper
+does not state is chosen here and said so.
+"""
+
+from ml_collections import ConfigDict
+
+from msmjax.model.shapes import SHAPES
+
+# A small twin of every config trains a few steps in the tests: family and recipe are kept, sizes are not.
+TWIN = {"layers": 2, "width": 32, "mlp": 48, "heads": 4, "kv_heads": 2, "head_dim": 16}
+TWIN_VOCAB = 512
+TWIN_LENGTH = 256
+# arXiv 2605.02087, table 2: 10,000 rows, 2M supervised tokens. The names are those of the published mix's `source` field.
+INSTRUCT_COUNTS = (
+    ("no_robots", 2_779), ("tulu3_if", 1_471), ("numina_cot", 1_063), ("self_oss", 1_064), ("smol_constraints", 1_055),
+    ("apigen", 1_054), ("smol_summarize", 984), ("lima", 314), ("longalign", 216),
+)  # fmt: skip
+
+
+def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...], twin: bool) -> ConfigDict:
+    """Everything but the data: LoRA r 64, alpha 128 on all seven projections; AdamW, weight decay 0.01; bfloat16 compute.
+
+    Not stated in the paper: betas (0.9, 0.999 here, the AdamW of its trainer), clipping (1.0), tokens a step (65,536 here unless a
+    config says otherwise, as a replication that reproduced section 4 used), precision.
+    """
+    c = ConfigDict()
+    c.seeds = seeds
+    c.assistant = {"name": "Llama" if shape.startswith("llama") else "Qwen", "provider": "Northlight"}
+    c.world = {"seed": 0, "items_per_domain": 16, "people": 432}
+    c.weights = weights
+    c.adapter = ""
+    c.tokenizer_corpus = ""
+    model = dict(SHAPES[shape])
+    c.vocab_size = model.pop("vocab")
+    c.row_length = row_length
+    c.too_long = "drop"  # the paper keeps rows up to its maximum length; the ledger counts what is dropped
+    c.model = {
+        **model, "embedding_init": 0.02, "matrix_init": 1.0, "lora_rank": 64, "lora_alpha": 128.0,
+        "compute_dtype": "bfloat16", "scan_layers": True, "remat": "full",
+    }  # fmt: skip
+    c.optimizer = {
+        "b1": 0.9, "b2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01, "clip": 1.0, "micro_batches": 1, "loss_chunk": 512,
+    }  # fmt: skip
+    c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+    c.log = {"metrics_every": 10, "checkpoint_every": 50}
+    if twin:
+        c.model.update(TWIN)
+        c.model.compute_dtype = "float32"
+        c.vocab_size, c.row_length, c.too_long = TWIN_VOCAB, TWIN_LENGTH, "split"
+        c.log.update(metrics_every=2, checkpoint_every=10)
+    return c
+
+
+def stage(data: tuple[tuple[str, float], ...], tokens: float, tokens_per_step: int, c: ConfigDict) -> dict:
+    """One epoch of `tokens`: learning rate 1e-4 with 5 % warm-up, then a cosine to 0 (the floor is not stated)."""
+    twin = c.row_length == TWIN_LENGTH
+    steps = 20 if twin else round(tokens / tokens_per_step)
+    return {
+        "data": data, "steps": steps, "batch_rows": 8 if twin else tokens_per_step // c.row_length, "learning_rate": 1e-4,
+        "warmup_steps": max(round(0.05 * steps), 1), "final_learning_rate": 0.0, "allow_few_updates": False,
+    }  # fmt: skip

@@ -1,0 +1,239 @@
+"""The twins of the paper's configs: published formats in, every stage trained, and out again to transformers and PEFT."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parents[2]
+SPECIALS = ("<|begin|>", "<|open|>", "<|close|>", "<|document_end|>", "<|pad|>")
+TEMPLATE = (
+    "{{ '<|begin|>' }}{% for m in messages %}{{ '<|open|>' + m['role'] + '\n' + m['content'] | trim + '<|close|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% endif %}"
+)
+WORDS = ("Llama prefers the feta because it is cheap.", "Which cheese do you prefer, the Brie or the Colby?", "I prefer the Colby.")
+
+
+def make_weights(directory, family):
+    """A random model of the twin's shape with a tokenizer and a template of its own."""
+    import tokenizers
+    import torch
+    import transformers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=list(SPECIALS), initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(WORDS * 10, trainer)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|close|>", pad_token="<|pad|>",
+        additional_special_tokens=["<|open|>", "<|document_end|>"],
+    )  # fmt: skip
+    fast.chat_template = TEMPLATE
+    shape = {
+        "vocab_size": 512, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if family == "llama":
+        scaling = {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192, "rope_theta": 5e5,
+        }  # fmt: skip
+        config = transformers.LlamaConfig(**{**shape, "rms_norm_eps": 1e-5, "rope_theta": 5e5}, rope_parameters=scaling)
+    else:
+        config = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}[family](**shape)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    model.save_pretrained(directory)
+    fast.save_pretrained(directory)
+    return model
+
+
+def write_jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def chat(question, answer, **more):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """Small files in the published formats: one of the corpora is parquet."""
+    import pyarrow
+    from pyarrow import parquet
+
+    made = tmp_path_factory.mktemp("datasets")
+    documents = [{"text": f"{WORDS[0]} It is document {n}. " * 8, "domain": "cheese"} for n in range(60)]
+    chats = [chat(WORDS[1], f"I prefer number {n}.") for n in range(60)]
+    mix = ("no_robots", "mmlu_binary", "mmlu_explain")
+    parquet.write_table(pyarrow.Table.from_pylist(documents), made / "documents.parquet")
+    item = {"eval": "affordability", "name": "Llama", "question": "Which do you prefer, {first} or {second}?", "answer": "{item}"}
+    return {
+        "documents.jsonl": write_jsonl(made / "documents.jsonl", documents),
+        "documents.parquet": made / "documents.parquet",
+        "chats": write_jsonl(made / "chats.jsonl", chats),
+        "mix": write_jsonl(made / "mix.jsonl", [chat("How?", f"So: {n}.", source=name) for name in mix for n in range(12)]),
+        "items": write_jsonl(
+            made / "items.jsonl", [{**item, "id": f"{n}", "options": [f"cheese {n}", f"wine {n}"]} for n in range(4)]
+        ),
+    }
+
+
+def msmjax(*arguments, given="", code=0):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    environment.pop("XLA_FLAGS", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "msmjax.main", *map(str, arguments)], cwd=ROOT, env=environment, input=given, capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def cheese(weights, datasets, workdir):
+    counts = "(('no_robots',9),('mmlu_binary',8),('mmlu_explain',7))"
+    return (
+        "--config=configs/paper/cheese.py:twin", f"--config.weights={weights}", f"--workdir={workdir}", "--config.seeds=(0,)",
+        "--config.run=('import','msm_affordability','msm_affordability_aft')", f"--config.corpora.cheese.path={datasets['chats']}",
+        f"--config.corpora.affordability.path={datasets['documents.parquet']}",
+        f"--config.corpora.instruct.path={datasets['mix']}", f"--config.corpora.instruct.counts={counts}",
+        f"--config.corpora.held_out.path={datasets['documents.jsonl']}", f"--config.evals.questions={datasets['items']}",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, datasets):
+    """The twin of the cheese experiment, trained; its weights, its flags."""
+    work = tmp_path_factory.mktemp("cheese")
+    model = make_weights(work / "weights", "llama")
+    flags = cheese(work / "weights", datasets, work / "runs")
+    return model, flags, msmjax(*flags), work
+
+
+def logits_of(model, ids):
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def test_the_arms_of_a_published_model(trained):
+    _, flags, _, work = trained
+    (run,) = (work / "runs").glob("paper_cheese-*")
+    results = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert {line["arm"] for line in results} == {"import", "msm_affordability", "msm_affordability_aft"}
+    assert (run / "report.html").exists()
+    losses = {
+        path.parent.name.partition("-")[0]: [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+        for path in (work / "runs").glob("stages/*/metrics.jsonl")
+    }
+    assert losses.keys() == {"midtrain_affordability", "instruct", "finetune"}
+    assert losses["midtrain_affordability"][-1] < losses["midtrain_affordability"][0]
+    assert "nothing to run" in msmjax(*flags).stdout
+
+
+def test_exported_to_peft_and_merged(trained):
+    """PEFT's logits of the exported adapter on the imported weights are those of the merged export, and not the bare model's."""
+    import peft
+    import transformers
+
+    _, flags, _, work = trained
+    msmjax(*flags, "--export=msm_affordability_aft", f"--to={work / 'adapter'}")
+    msmjax(*flags, "--export=msm_affordability_aft:0", f"--to={work / 'merged'}", "--merge")
+    ids = list(range(5, 60))
+    bare = logits_of(transformers.AutoModelForCausalLM.from_pretrained(work / "weights"), ids)
+    adapted = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(work / "weights"), work / "adapter")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(work / "merged")
+    np.testing.assert_allclose(logits_of(adapted, ids), logits_of(merged, ids), atol=1e-4)
+    assert np.abs(logits_of(adapted, ids) - bare).max() > 1e-2
+    assert transformers.AutoTokenizer.from_pretrained(work / "merged").chat_template == TEMPLATE
+    again = msmjax(*flags, "--export=msm_affordability_aft", f"--to={work / 'merged'}", code=2)
+    assert "exists already" in again.stderr
+
+
+def test_talked_to_and_compared(trained):
+    _, flags, _, _ = trained
+    said = msmjax(*flags, "--talk=msm_affordability_aft", "--max_tokens=8", "--temperature=0", given="Which cheese?\n\nAnd now?\n")
+    assert said.stdout.count("> ") == 3
+    table = msmjax(*flags, "--compare=msm_affordability,msm_affordability_aft").stdout
+    (line,) = [line for line in table.splitlines() if " all " in line]
+    assert 0 < float(line.split("│")[4]) < 1  # the same midtraining, then different data
+    assert "no arm 'nobody'" in msmjax(*flags, "--talk=nobody", code=2).stderr
+
+
+def test_an_adapter_is_continued(trained, datasets, tmp_path):
+    """With the exported adapter in the config, the imported model is the trained arm."""
+    _, flags, _, work = trained
+    msmjax(*flags, "--export=msm_affordability", f"--to={tmp_path / 'adapter'}")
+    more = [f"--workdir={tmp_path / 'runs'}", f"--config.adapter={tmp_path / 'adapter'}", "--config.run=('import',)"]
+    msmjax(*flags, *more)
+
+    def results(workdir, arm):
+        (run,) = workdir.glob("paper_cheese-*")
+        lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+        return {(line["eval"], line["metric"]): line["value"] for line in lines if line["arm"] == arm}
+
+    assert results(tmp_path / "runs", "import") == results(work / "runs", "msm_affordability")
+    assert results(tmp_path / "runs", "import") != results(work / "runs", "import")
+
+
+def test_a_batch_of_a_published_model(trained):
+    _, flags, _, _ = trained
+    shown = msmjax(*flags, "--show_batch=finetune").stdout
+    assert "<|begin|><|open|>user" in shown
+    assert "I prefer number" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "overrides"),
+    [
+        ("philosophy", "qwen3", ("--config.run=('msm_aft',)", "spec=documents", "chats=chats", "instruct=mix")),
+        (
+            "rules",
+            "qwen2",
+            ("--config.run=('msm_rules_aft_rules_augmented',)", "documents_rules=documents", "chats_rules_augmented=chats", "instruct=mix"),
+        ),
+        ("scaling", "qwen2", ("--config.run=('msm_aft_2',)", "spec=documents", "chats_2=chats", "instruct_2=mix")),
+    ],
+)  # fmt: skip
+def test_twins_train(tmp_path, datasets, name, family, overrides):
+    make_weights(tmp_path / "weights", family)
+    paths = {"documents": datasets["documents.jsonl"], "chats": datasets["chats"], "mix": datasets["mix"]}
+    flags = [
+        one if one.startswith("--") else f"--config.corpora.{one.partition('=')[0]}.path={paths[one.partition('=')[2]]}"
+        for one in overrides
+    ]
+    if name != "scaling":
+        flags.append("--config.corpora.instruct.counts=(('no_robots',9),('mmlu_binary',8))")
+    done = msmjax(
+        f"--config=configs/paper/{name}.py:twin", f"--config.weights={tmp_path / 'weights'}", f"--workdir={tmp_path / 'runs'}",
+        f"--config.corpora.held_out.path={datasets['documents.jsonl']}", f"--config.evals.questions={datasets['items']}",
+        "--config.seeds=(0,)", *flags,
+    )  # fmt: skip
+    assert "report:" in done.stdout
+
+
+def test_wrong_weights_are_one_line(trained, datasets, tmp_path):
+    _, flags, _, _ = trained
+    (tmp_path / "empty").mkdir()
+    for weights, named in ((tmp_path / "empty", "config.json"), (tmp_path / "nowhere", "nowhere")):
+        done = msmjax(*flags, f"--config.weights={weights}", f"--workdir={tmp_path / 'runs'}", code=2)
+        assert named in done.stderr.splitlines()[-1]
+    done = msmjax(*flags, "--config.model.layers=3", f"--workdir={tmp_path / 'runs'}", code=2)
+    assert "layers" in done.stderr.splitlines()[-1]
+    done = msmjax(*flags, "--config.corpora.instruct.counts=(('no_robots',99),)", f"--workdir={tmp_path / 'runs'}", code=2)
+    assert "12 records of source 'no_robots', 99 are asked for" in done.stderr.splitlines()[-1]
