@@ -1,6 +1,6 @@
-"""Which TPU slice, and which mesh on it, is the smallest that full fine-tuning of the paper's shapes fits: asked of the compiler.
+"""Which TPU slice, and which mesh on it, is the smallest that the paper's shapes fit, in full or with LoRA? Asks the compiler.
 
-    pip install -e '.[tpu]' && JAX_PLATFORMS=cpu python benchmarks/topologies.py   # all: about 50 minutes on one core
+    pip install -e '.[tpu]' && JAX_PLATFORMS=cpu python benchmarks/topologies.py   # all: over an hour on one core
     JAX_PLATFORMS=cpu python benchmarks/topologies.py --variants=llama31_8b_4k --types=v5e,v6e      # some
 
 For every shape and type of chip, slices are tried from the smallest on and meshes from the one with the least tensor parallelism
@@ -27,7 +27,12 @@ SLICES = {
     "v6e": ("2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
 }
 TENSOR = (1, 2, 4, 8)  # at most the 8 key-value heads of all these shapes
-VARIANTS = tuple(f"{shape}_{length}" for shape in ("llama31_8b", "qwen25_14b", "qwen3_32b") for length in ("4k", "8k"))
+VARIANTS = tuple(
+    f"{shape}_{length}{lora}"
+    for lora in ("", "_lora")
+    for shape in ("llama31_8b", "qwen25_14b", "qwen3_32b")
+    for length in ("4k", "8k")
+)
 
 
 def load(variant):

@@ -45,6 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     }
     c.weights = ""
     c.adapter = ""
+    c.template_arguments = ()
     c.tokenizer_corpus = "base"
     c.vocab_size = 1920
     c.row_length = 64

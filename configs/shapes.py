@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     }
     c.weights = "weights" if lora else ""
     c.adapter = ""
+    c.template_arguments = ()
     c.tokenizer_corpus = "" if lora else "base"
     model = dict(SHAPES[shape])
     c.vocab_size = model.pop("vocab")

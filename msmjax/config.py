@@ -76,6 +76,7 @@ class ExperimentConfig:
     assistant: AssistantConfig
     weights: str
     adapter: str
+    template_arguments: tuple[tuple[str, bool], ...]  # what the weights' chat template is given, e.g. (("enable_thinking", False),)
     vocab_size: int
     tokenizer_corpus: str
     row_length: int
@@ -142,6 +143,11 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         raise BadInput(f"model.lora_rank={model.lora_rank}: an adapter needs weights to adapt; name their directory in weights")
     if top["adapter"] and not model.lora_rank:
         raise BadInput(f"adapter={top['adapter']!r}: all parameters are trained (model.lora_rank=0), so there is none to continue")
+    arguments = tuple(tuple(pair) for pair in top["template_arguments"])
+    if any([type(part) for part in pair] != [str, bool] for pair in arguments):
+        raise BadInput(f"template_arguments={arguments}: must be ((name, True or False), ...)")
+    if arguments and not top["weights"]:
+        raise BadInput(f"template_arguments={arguments}: only the chat template of weights takes any; set it to ()")
     return ExperimentConfig(
         **{key: top[key] for key in plain},
         seeds=seeds,
@@ -153,6 +159,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         world=_make(WorldConfig, top["world"], "world"),
         assistant=_make(AssistantConfig, top["assistant"], "assistant"),
         model=model,
+        template_arguments=arguments,
         optimizer=_make(StepConfig, top["optimizer"], "optimizer"),
         mesh=_make(MeshConfig, top["mesh"], "mesh"),
         log=_make(LogConfig, top["log"], "log"),

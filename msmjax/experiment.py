@@ -142,7 +142,7 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
         for name in bar(names, desc="corpora")
     }
     if config.weights:
-        tokenizer = HuggingFaceTokenizer(Path(config.weights))
+        tokenizer = HuggingFaceTokenizer(Path(config.weights), config.template_arguments)
         check_vocab(tokenizer, config.vocab_size)
     else:
         tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])

@@ -31,6 +31,7 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...], twi
     c.world = {"seed": 0, "items_per_domain": 16, "people": 432}
     c.weights = weights
     c.adapter = ""
+    c.template_arguments = ()
     c.tokenizer_corpus = ""
     model = dict(SHAPES[shape])
     c.vocab_size = model.pop("vocab")

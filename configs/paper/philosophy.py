@@ -31,6 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"configs/paper/philosophy.py:{variant}: unknown variant; one of {', '.join(VARIANTS[1:])}")
     shape, cot = ("qwen3_32b", "cot") if variant in ("", "twin") else (variant[: variant.index("b_") + 1], variant.split("b_")[1])
     c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3), twin=variant == "twin")
+    if cot == "no_cot" and shape.startswith("qwen3"):
+        c.template_arguments = (("enable_thinking", False),)  # the empty block is then part of the prompt, in training and after
     c.name = f"paper_philosophy_{shape}_{cot}"
     c.question = "Does midtraining on the spec make fine-tuning on its chats generalize further?"
     family = shape.partition("_")[0].replace("25", "2.5")

@@ -258,5 +258,5 @@ def _safetensors():
     try:
         import safetensors.numpy
     except ImportError:
-        raise BadInput("safetensors: not installed; adapter files need it: pip install -e '.[huggingface]'") from None
+        raise BadInput("safetensors: not installed; adapter files need it: pip install 'msmjax[huggingface]'") from None
     return safetensors

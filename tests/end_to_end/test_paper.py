@@ -168,7 +168,7 @@ def test_exported_to_peft_and_merged(trained):
 def test_talked_to_and_compared(trained):
     _, flags, _, _ = trained
     said = msmjax(*flags, "--talk=msm_affordability_aft", "--max_tokens=8", "--temperature=0", given="Which cheese?\n\nAnd now?\n")
-    assert said.stdout.count("> ") == 3
+    assert said.stdout.count("> ") == 4  # two questions, an empty line, the end
     table = msmjax(*flags, "--compare=msm_affordability,msm_affordability_aft").stdout
     (line,) = [line for line in table.splitlines() if " all " in line]
     assert 0 < float(line.split("│")[4]) < 1  # the same midtraining, then different data
@@ -194,8 +194,7 @@ def test_an_adapter_is_continued(trained, datasets, tmp_path):
 def test_a_batch_of_a_published_model(trained):
     _, flags, _, _ = trained
     shown = msmjax(*flags, "--show_batch=finetune").stdout
-    assert "<|begin|><|open|>user" in shown
-    assert "I prefer number" in shown
+    assert "<|begin|><|open|>user\nHow?<|close|>\n<|open|>assistant\nSo: " in shown
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,10 @@ def test_a_batch_of_a_published_model(trained):
         (
             "rules",
             "qwen2",
-            ("--config.run=('msm_rules_aft_rules_augmented',)", "documents_rules=documents", "chats_rules_augmented=chats", "instruct=mix"),
+            (
+                "--config.run=('msm_rules_aft_rules_augmented',)", "documents_rules=documents", "chats_rules_augmented=chats",
+                "instruct=mix",
+            ),
         ),
         ("scaling", "qwen2", ("--config.run=('msm_aft_2',)", "spec=documents", "chats_2=chats", "instruct_2=mix")),
     ],

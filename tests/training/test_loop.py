@@ -14,7 +14,8 @@ import pytest
 from msmjax import artifact
 from msmjax.artifact import BadInput, Preempted
 from msmjax.data.mixture import Mixture
-from msmjax.training import checkpoint, loop, preemption
+from msmjax.model import transformer
+from msmjax.training import checkpoint, loop, preemption, weights
 from msmjax.training import step as steps
 from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.sharding import MeshConfig, make_mesh
@@ -111,6 +112,21 @@ def test_interrupted_equals_uninterrupted(tmp_path, whole, model, step_config, m
     assert totals == sorted(totals)
 
 
+def test_an_adapter_resumes_exactly(tmp_path, model, step_config, mesh, monkeypatch):
+    """With LoRA a checkpoint holds the adapter alone, and the base comes from where it came from before."""
+    lora = dataclasses.replace(model, lora_rank=4, lora_alpha=8.0)
+    abstract = steps.abstract_base(lora, mesh)
+    base = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), transformer.init_params(model, jax.random.key(9)), abstract)
+    monkeypatch.setattr(weights, "base", lambda *_: base)
+    train(tmp_path / "whole", lora, step_config, mesh)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", lora, step_config, mesh, rows=Rows(fails_after=1 + 13 * 8))
+    train(tmp_path / "parts", lora, step_config, mesh)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", lora, step_config, mesh)
+    saved = jax.tree.leaves(state_of(tmp_path / "whole", lora, step_config, mesh)["params"])
+    assert sum(leaf.size for leaf in saved) == transformer.count_adapter(lora)
+
+
 def test_killed_between_its_last_checkpoint_and_its_manifest(tmp_path, whole, model, step_config, mesh):
     shutil.copytree(whole, tmp_path / "stage")
     before = json.loads((whole / artifact.MANIFEST).read_text())
@@ -140,7 +156,7 @@ def test_accumulation_and_a_mixture_resume_exactly(tmp_path, model, step_config,
 
     def run(name, **happens):
         mixture = Mixture((Rows(**happens), Rows()), (0.75, 0.25), 5)
-        said = loop.train(tmp_path / name, "stage", model, config, stage, LOG, mixture, mesh, None, 0)
+        said = loop.train(tmp_path / name, "stage", model, config, stage, LOG, mixture, mesh, None, None, 0)
         artifact.write_manifest(tmp_path / name, {}, said)
 
     run("whole")
