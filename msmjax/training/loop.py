@@ -257,7 +257,7 @@ def check_batch(stage: StageConfig, step_config: StepConfig, mesh: jax.sharding.
     """Raises BadInput where the batch does not divide over micro-batches and devices."""
     if stage.batch_rows % step_config.micro_batches:
         raise BadInput(f"batch_rows={stage.batch_rows}: must be a multiple of optimizer.micro_batches={step_config.micro_batches}")
-    sharding.check_divides(mesh, "B", stage.batch_rows // step_config.micro_batches, "a micro-batch")
+    sharding.check_divides(mesh, "B", stage.batch_rows // step_config.micro_batches, "a micro-batch", sharding.RULES["B"])
 
 
 # Seconds this process has spent tracing and compiling, summed by JAX's own monitoring.

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from msmjax.artifact import BadInput
 
 # Letter -> mesh axes. A letter that is not here is replicated.
-RULES = {"B": ("data", "fsdp"), "D": "fsdp", "R": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
+RULES = {"B": ("data", "fsdp"), "D": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
 MOST_REPLICATED = 0.02  # of the bytes of parameters or optimizer state
 WORTH_CUTTING = 2**20  # bytes
 # Activations are sharded over the batch; their D stays whole.
@@ -56,9 +56,11 @@ def letters_of(path: tuple) -> str:
 
 
 def spec(letters: str, rules: dict = RULES) -> PartitionSpec:
-    """The mesh axes of each letter; the first letter that asks for an axis has it (a LoRA pair's D or R)."""
-    axes = [rules.get(letter) for letter in letters]
-    return PartitionSpec(*(one if one not in axes[:index] else None for index, one in enumerate(axes)))
+    """The mesh axes of each letter. R, the rank of a LoRA pair, has the one that the leaf's other letters leave."""
+    axes = {letter: rules.get(letter) for letter in letters}
+    if "R" in axes:
+        axes["R"] = next(axis for axis in ("fsdp", "tensor") if axis not in axes.values())
+    return PartitionSpec(*axes.values())
 
 
 def tree_shardings(mesh: Mesh | AbstractMesh, abstract: object) -> object:
@@ -71,8 +73,7 @@ def tree_shardings(mesh: Mesh | AbstractMesh, abstract: object) -> object:
         letters = letters_of(path) if leaf.ndim else ""
         axes = spec(letters)
         for letter, size, axis in zip(letters, leaf.shape, axes, strict=True):
-            if axis is not None:
-                check_divides(mesh, letter, size, path[-1].key)
+            check_divides(mesh, letter, size, path[-1].key, axis)
         return NamedSharding(mesh, axes)
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract)
@@ -98,10 +99,9 @@ def check_replication(mesh: Mesh | AbstractMesh, placed: object, what: str) -> N
         )
 
 
-def check_divides(mesh: Mesh | AbstractMesh, letter: str, size: int, what: str) -> None:
-    """Raises BadInput where `size` does not divide by the mesh axes of `letter`."""
-    axes = RULES.get(letter, ())
-    parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+def check_divides(mesh: Mesh | AbstractMesh, letter: str, size: int, what: str, axes: str | tuple | None) -> None:
+    """Raises BadInput where `size`, a dimension called `letter`, does not divide by mesh axes."""
+    parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
     if size % parts:
         raise BadInput(
             f"mesh {dict(mesh.shape)}: {what} has {letter}={size}, which does not divide by {parts}; change mesh or shape"

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from msmjax.artifact import BadInput
 from msmjax.model import transformer
+from msmjax.model.shapes import SHAPES
 from msmjax.training import sharding
 from msmjax.training import step as steps
 from msmjax.training.sharding import MeshConfig
@@ -134,7 +135,7 @@ SPECS = {
     "w_down_LFD": P(None, "tensor", "fsdp"),
 }
 ADAPTER_SPECS = {
-    **{f"{name}_a_LDR": P(None, "fsdp", None) for name in ("wq", "wk", "wv", "w_gate", "w_up")},
+    **{f"{name}_a_LDR": P(None, "fsdp", "tensor") for name in ("wq", "wk", "wv", "w_gate", "w_up")},
     "wo_a_LNHR": P(None, "tensor", None, "fsdp"),
     "w_down_a_LFR": P(None, "tensor", "fsdp"),
     "wq_b_LRNH": P(None, "fsdp", "tensor", None),
@@ -142,8 +143,8 @@ ADAPTER_SPECS = {
     "wv_b_LRKH": P(None, "fsdp", "tensor", None),
     "w_gate_b_LRF": P(None, "fsdp", "tensor"),
     "w_up_b_LRF": P(None, "fsdp", "tensor"),
-    "wo_b_LRD": P(None, "fsdp", None),
-    "w_down_b_LRD": P(None, "fsdp", None),
+    "wo_b_LRD": P(None, "tensor", "fsdp"),
+    "w_down_b_LRD": P(None, "tensor", "fsdp"),
 }
 
 
@@ -220,6 +221,17 @@ def test_lora_on_one_device_equals_eight(model, step_config, rows, shape):
     *_, eight, losses_eight = lora_updates(lora, step_config, mesh_of(*shape), rows, 2)
     np.testing.assert_allclose(losses, losses_eight, rtol=1e-5)
     assert_close(gradients(one), gradients(eight), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 2, 4)])
+def test_no_adapter_is_whole_on_every_device(shape):
+    """An 8B model's, by shape alone: nothing of it is refused as replicated, on any mesh."""
+    fields = {"embedding_init": 0.02, "matrix_init": 1.0, "scan_layers": True, "remat": "full", "compute_dtype": "bfloat16"}
+    llama = transformer.ModelConfig(**SHAPES["llama31_8b"], **fields, lora_rank=64, lora_alpha=128.0)
+    config = steps.StepConfig(b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.01, clip=1.0, micro_batches=1, loss_chunk=512)
+    for placed in (steps.abstract_state(llama, config, mesh_of(*shape))["params"], steps.abstract_base(llama, mesh_of(*shape))):
+        held = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(placed))
+        assert held * shape[1] * shape[2] <= 1.02 * sum(leaf.size for leaf in jax.tree.leaves(placed))
 
 
 def test_state_keeps_its_shardings_through_a_step(model, step_config, rows):
