@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig, suggestion
-from msmjax.model import transformer
+from msmjax.model import lora, transformer
 from msmjax.model.transformer import ModelConfig
 from msmjax.report import table
 from msmjax.training import loop, sharding
@@ -125,7 +125,7 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     say(
-        f"{transformer.count_params(config.model):,} parameters{_adapter(config.model)}; "
+        f"{transformer.count_params(config.model):,} parameters; {lora.describe(config.model)}; "
         f"about {total / 60:,.1f} minutes of training on {machine.name}, "
         f"compilation and evals apart: {per_token / 1e9:.3g} GFLOP per token at {machine.basis}"
     )
@@ -141,14 +141,6 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
             say(f"compiled for {rows} rows of {config.row_length}: {describe_compiled(config, rows, machine)}")
     for line in warnings(config, stages, machine):
         say(f"warning: {line}")
-
-
-def _adapter(model: ModelConfig) -> str:
-    if not model.lora_rank:
-        return ""
-    scale = model.lora_alpha / model.lora_rank
-    count = transformer.count_adapter(model)
-    return f", frozen, and {count:,} of a LoRA adapter (r {model.lora_rank}, alpha {model.lora_alpha:g}, scale {scale:g})"
 
 
 def this_machine(config: ExperimentConfig) -> Machine:

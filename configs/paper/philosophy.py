@@ -20,7 +20,11 @@ from ml_collections import ConfigDict
 from msmjax.recipe import INSTRUCT_COUNTS, paper, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
-VARIANTS = ("", *(f"{shape}_{cot}" for shape in WEIGHTS for cot in ("cot", "no_cot")), "twin")
+VARIANTS = {
+    "": ("qwen3_32b", "cot"),
+    **{f"{shape}_{cot}": (shape, cot) for shape in WEIGHTS for cot in ("cot", "no_cot")},
+    "twin": ("qwen3_32b", "cot"),
+}
 TOKENS_PER_STEP = 65_536
 CHATS = {"cot": 8_311_555, "no_cot": 5_353_268}  # tokens as rendered
 INSTRUCT = 5_100_000  # tokens of the mix as rendered: 512 a row
@@ -28,8 +32,8 @@ INSTRUCT = 5_100_000  # tokens of the mix as rendered: 512 a row
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
-        raise ValueError(f"configs/paper/philosophy.py:{variant}: unknown variant; one of {', '.join(VARIANTS[1:])}")
-    shape, cot = ("qwen3_32b", "cot") if variant in ("", "twin") else (variant[: variant.index("b_") + 1], variant.split("b_")[1])
+        raise ValueError(f"configs/paper/philosophy.py:{variant}: unknown variant; one of {', '.join(list(VARIANTS)[1:])}")
+    shape, cot = VARIANTS[variant]
     c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3), twin=variant == "twin")
     if cot == "no_cot" and shape.startswith("qwen3"):
         c.template_arguments = (("enable_thinking", False),)  # the empty block is then part of the prompt, in training and after

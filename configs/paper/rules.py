@@ -24,7 +24,11 @@ WEIGHTS = {
     "qwen3_14b": "weights/Qwen3-14B",
     "qwen3_32b": "weights/Qwen3-32B",
 }
-VARIANTS = ("", *(f"{shape}_{cot}" for shape in WEIGHTS for cot in ("cot", "no_cot")), "twin")
+VARIANTS = {
+    "": ("qwen25_14b", "cot"),
+    **{f"{shape}_{cot}": (shape, cot) for shape in WEIGHTS for cot in ("cot", "no_cot")},
+    "twin": ("qwen25_14b", "cot"),
+}
 SPECS = ("rules", "value_augmented", "rules_augmented")
 TOKENS_PER_STEP = 65_536
 CHATS = {"cot": 7_000_000, "no_cot": 5_000_000}
@@ -33,8 +37,8 @@ INSTRUCT = 5_100_000  # tokens of the mix as rendered: 512 a row
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
-        raise ValueError(f"configs/paper/rules.py:{variant}: unknown variant; one of {', '.join(VARIANTS[1:])}")
-    shape, cot = ("qwen25_14b", "cot") if variant in ("", "twin") else (variant[: variant.index("b_") + 1], variant.split("b_")[1])
+        raise ValueError(f"configs/paper/rules.py:{variant}: unknown variant; one of {', '.join(list(VARIANTS)[1:])}")
+    shape, cot = VARIANTS[variant]
     c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3), twin=variant == "twin")
     if cot == "no_cot" and shape.startswith("qwen3"):
         c.template_arguments = (("enable_thinking", False),)  # the empty block is then part of the prompt, in training and after
