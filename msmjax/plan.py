@@ -125,7 +125,7 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     say(
-        f"{transformer.count_params(config.model):,} parameters; {lora.describe(config.model)}; "
+        f"{transformer.count_params(config.model):,} parameters, {lora.describe(config.model)}; "
         f"about {total / 60:,.1f} minutes of training on {machine.name}, "
         f"compilation and evals apart: {per_token / 1e9:.3g} GFLOP per token at {machine.basis}"
     )

@@ -109,7 +109,14 @@ def test_an_edited_spec_is_another_run(tmp_path):
 def test_plan_prints_and_runs_nothing(tmp_path):
     done = msmjax(TINY, "--plan", f"--workdir={tmp_path / 'work'}")
     assert done.returncode == 0, done.stderr
-    for expected in ("midtrain_affordability", "tokens/step", "1,024", "20,480", "parameters; about", "minutes"):
+    for expected in (
+        "midtrain_affordability",
+        "tokens/step",
+        "1,024",
+        "20,480",
+        "parameters, no LoRA: all parameters are trained; about",
+        "minutes",
+    ):
         assert expected in done.stdout
     assert not (tmp_path / "work").exists()
 
