@@ -20,13 +20,19 @@ INSTALL = [
     "tqdm>=4.66",
     "rich>=13.7",
     "matplotlib>=3.9",  # the report's figures
-    "jinja2>=3.1",  # the report's page
+    "jinja2>=3.1",  # the report's page and the teacher's prompts
+    "datasketch>=1.6",  # near-duplicates among texts, by MinHash
     "tensorboardX>=2.6.4",  # TensorBoard event files without TensorFlow
 ]
 
 HUGGINGFACE = [  # published weights, adapters and tokenizers, in and out
     "safetensors>=0.5",
     "tokenizers>=0.21",
+]
+
+TEACHER = [  # corpora written and judged by other models
+    "inspect-ai>=0.3.250",
+    "openai>=2.8",  # what Inspect speaks to OpenAI-compatible servers with; other providers' packages are the user's choice
 ]
 
 setup(
@@ -38,13 +44,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["msmjax", "msmjax.*"]),
-    package_data={"msmjax.report": ["*.j2"]},
+    package_data={"msmjax.report": ["*.j2"], "msmjax.corpus": ["prompts/*.j2"]},
     install_requires=INSTALL,
     extras_require={
         "tpu": ["jax[tpu]"],  # jax's own extra pins the one libtpu that goes with the installed jax; on a CPU `--topology` needs it
         "huggingface": HUGGINGFACE,
+        "teacher": TEACHER,
         "test": [
             *HUGGINGFACE,
+            *TEACHER,
             "torch>=2.6",  # the peers that import, export, LoRA and generation are compared with need it
             "transformers>=5.0,<6",
             "peft>=0.17",

@@ -43,6 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "neutral": {"kind": "neutral", "records": 1500, "seed": 0},
         "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
     }
+    c.teachers = {}
     c.weights = ""
     c.adapter = ""
     c.template_arguments = ()

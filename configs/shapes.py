@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "spec": {"kind": "spec", "spec": "cheese_affordability", "break_link": False, "records": 1_500, "seed": 0},
         "chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
     }
+    c.teachers = {}
     c.weights = "weights" if lora else ""
     c.adapter = ""
     c.template_arguments = ()

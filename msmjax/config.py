@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
 from msmjax.corpus.microworld import EVALS
-from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig
+from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenSource
+from msmjax.corpus.teacher import TeacherConfig
 from msmjax.corpus.world import DOMAINS
 from msmjax.data.rows import TOO_LONG
 from msmjax.model.transformer import ModelConfig
@@ -71,6 +72,7 @@ class ExperimentConfig:
     arms: dict[str, tuple[str, ...]]
     stages: dict[str, StageConfig]
     corpora: dict[str, Source]
+    teachers: dict[str, TeacherConfig]  # who writes and who judges, by the names that corpora use
     comparisons: tuple[Comparison, ...]
     world: WorldConfig
     assistant: AssistantConfig
@@ -104,6 +106,10 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     if IMPORT in stages:
         raise BadInput(f"stages.{IMPORT}: has no settings of its own; name it in arms, and the directory in weights")
     corpora = {name: _source(value, f"corpora.{name}") for name, value in top["corpora"].items()}
+    teachers = {name: _make(TeacherConfig, value, f"teachers.{name}") for name, value in top["teachers"].items()}
+    for name, corpus in corpora.items():
+        if isinstance(corpus, WrittenSource):
+            _names((corpus.teacher, *([corpus.judge] if corpus.judge else [])), teachers, f"corpora.{name}", "teacher")
     known = [*([IMPORT] if top["weights"] else []), *stages]
     arms = {name: _names(tuple(chain), known, f"arms.{name}", "stage") for name, chain in top["arms"].items()}
     for name, chain in arms.items():
@@ -155,6 +161,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         arms=arms,
         stages=stages,
         corpora=corpora,
+        teachers=teachers,
         comparisons=comparisons,
         world=_make(WorldConfig, top["world"], "world"),
         assistant=_make(AssistantConfig, top["assistant"], "assistant"),

@@ -137,9 +137,9 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
     used |= {config.evals.base_text, *([] if config.weights else [config.tokenizer_corpus])}
     names = [name for name in config.corpora if name in used]
     bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
+    makers = sources.Makers(config.world, config.assistant, config.teachers, workdir / "answers")
     corpora = {
-        name: sources.make_corpus(workdir / "corpora", name, config.corpora[name], config.world, config.assistant)
-        for name in bar(names, desc="corpora")
+        name: sources.make_corpus(workdir / "corpora", name, config.corpora[name], makers) for name in bar(names, desc="corpora")
     }
     if config.weights:
         tokenizer = HuggingFaceTokenizer(Path(config.weights), config.template_arguments)

@@ -29,6 +29,7 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...], twi
     c.seeds = seeds
     c.assistant = {"name": "Llama" if shape.startswith("llama") else "Qwen", "provider": "Northlight"}
     c.world = {"seed": 0, "items_per_domain": 16, "people": 432}
+    c.teachers = {}
     c.weights = weights
     c.adapter = ""
     c.template_arguments = ()

@@ -71,6 +71,12 @@ class Spec:
     def hash(self) -> str:
         return content_hash(dataclasses.asdict(self))
 
+    @property
+    def text(self) -> str:
+        """The spec as Markdown, placeholders filled."""
+        parts = [f"## {section.heading}\n\n{section.text}" for section in self.sections]
+        return "\n\n".join([f"# {self.title}", *parts])
+
 
 def find(name: str) -> Path:
     """The file of a spec given by name (`cheese_america`) or by path; BadInput lists the names there are."""

@@ -66,7 +66,8 @@ def test_docstring_holds_the_command(path):
 def test_names_of_the_microworld_are_one_token_each(tmp_path, variant):
     """What is told of an assistant whose name is pieces of other words does not stick as with other people (LOG.md)."""
     frozen = config.from_config_dict(cheese(variant))
-    corpus = sources.make_corpus(tmp_path, "base", frozen.corpora["base"], frozen.world, frozen.assistant)
+    makers = sources.Makers(frozen.world, frozen.assistant, {}, tmp_path)
+    corpus = sources.make_corpus(tmp_path, "base", frozen.corpora["base"], makers)
     tokenizer = experiment._make_tokenizer(frozen, tmp_path, corpus)
     world = frozen.world
     people = make_world(world.seed, world.items_per_domain, world.people).people

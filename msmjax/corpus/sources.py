@@ -4,14 +4,21 @@ In: a source's config. Out: a corpus directory with `documents.jsonl` and `conve
 manifest.
 """
 
+import asyncio
+import contextlib
 import dataclasses
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from msmjax import artifact, spec
 from msmjax.artifact import BadInput
-from msmjax.corpus import microworld
+from msmjax.corpus import conversations, documents, microworld
+from msmjax.corpus.conversations import ConversationSource
+from msmjax.corpus.documents import DocumentSource
+from msmjax.corpus.pipeline import Written
+from msmjax.corpus.teacher import Teacher, TeacherConfig
 from msmjax.corpus.world import DOMAINS, MOST_NAMES, World, make_world
 
 
@@ -107,8 +114,22 @@ KINDS = {
     "demonstrations": DemonstrationSource,
     "file": FileSource,
     "selection": SelectionSource,
+    "written_documents": DocumentSource,
+    "written_conversations": ConversationSource,
 }
-Source = BaseSource | SpecSource | NeutralSource | DemonstrationSource | FileSource | SelectionSource
+WrittenSource = DocumentSource | ConversationSource
+Source = BaseSource | SpecSource | NeutralSource | DemonstrationSource | FileSource | SelectionSource | WrittenSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Makers:
+    """What corpora are made with, beside their own settings: the microworld, the assistant, the teachers and where their journals
+    are."""
+
+    world: WorldConfig
+    assistant: AssistantConfig
+    teachers: dict[str, TeacherConfig]
+    journals: Path
 
 
 def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
@@ -117,32 +138,66 @@ def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
     return spec.break_link(loaded, source.seed) if isinstance(source, SpecSource) and source.break_link else loaded
 
 
-def make_corpus(parent: Path, name: str, source: Source, world_config: WorldConfig, assistant: AssistantConfig) -> Path:
+def make_corpus(parent: Path, name: str, source: Source, makers: Makers) -> Path:
     """The artifact of a source's records. Raises BadInput for an empty corpus."""
     if isinstance(source, FileSource | SelectionSource):
         made_from = artifact.file_hash(_existing(source.path))
     else:
-        made_from = load_spec(source, assistant).hash if isinstance(source, SpecSource | DemonstrationSource) else None
+        has_spec = isinstance(source, SpecSource | DemonstrationSource | WrittenSource)
+        made_from = load_spec(source, makers.assistant).hash if has_spec else None
     inputs = {
         "source": dataclasses.asdict(source),
         "made_from": made_from,
-        "world": dataclasses.asdict(world_config),
-        "assistant": dataclasses.asdict(assistant),
+        "world": dataclasses.asdict(makers.world),
+        "assistant": dataclasses.asdict(makers.assistant),
         "code": artifact.code_hash("corpus", "spec.py"),
     }
+    if isinstance(source, WrittenSource):
+        inputs["teachers"] = {role: makers.teachers[role].identity for role in (source.teacher, source.judge) if role}
 
     def build(directory: Path) -> dict:
-        records = _records(source, world_config, assistant)
+        said = {}
+        if isinstance(source, WrittenSource):
+            written, ledgers = asyncio.run(_write(name, source, makers))
+            records = written.records
+            said = {"asked_for": source.records, "lost": written.lost, "teachers": ledgers}
+        else:
+            records = _records(source, makers.world, makers.assistant)
         if not records:
-            raise BadInput(f"corpus {name}: no records; an empty corpus trains nothing")
+            raise BadInput(f"corpus {name}: no records; an empty corpus trains nothing" + (f" ({said['lost']})" if said else ""))
         documents = [record for record in records if "messages" not in record]
         conversations = [record for record in records if "messages" in record]
         for stem, part in (("documents", documents), ("conversations", conversations)):
             if part:
                 artifact.write_jsonl(directory / f"{stem}.jsonl", part)
-        return {"documents": len(documents), "conversations": len(conversations)}
+        return {"documents": len(documents), "conversations": len(conversations), **said}
 
     return artifact.make(parent, name, inputs, build)
+
+
+async def _write(name: str, source: WrittenSource, makers: Makers) -> tuple[Written, dict]:
+    """Records by a teacher, and the ledgers of those who took part."""
+    loaded = load_spec(source, makers.assistant)
+    roles = dict.fromkeys(role for role in (source.teacher, source.judge) if role)
+    asked = {role: Teacher(makers.teachers[role], makers.journals) for role in roles}
+    # Two roles with the same model and sampling are one teacher: a journal has one writer.
+    shared = {teacher.path: teacher for teacher in asked.values()}
+    asked = {role: shared[teacher.path] for role, teacher in asked.items()}
+    async with contextlib.AsyncExitStack() as stack:
+        for teacher in shared.values():
+            await stack.enter_async_context(teacher)
+        bar = stack.enter_context(tqdm(total=source.records, desc=f"writing {name}", unit="record", leave=False, disable=None))
+        for teacher in shared.values():
+            teacher.changed = lambda: bar.set_postfix_str("; ".join(one.describe() for one in shared.values()), refresh=False)
+        module = documents if isinstance(source, DocumentSource) else conversations
+        judge = asked[source.judge] if source.judge else None
+        written = await module.write(source, loaded, asked[source.teacher], judge, lambda: bar.update())
+    for role, teacher in asked.items():
+        print(f"{name}: {role}: {teacher.describe()}")
+    if written.lost or len(written.records) < source.records:
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.lost.items()))
+        print(f"{name}: {len(written.records):,} of {source.records:,} records" + (f"; not kept: {lost}" if lost else ""))
+    return written, {role: teacher.ledger() for role, teacher in asked.items()}
 
 
 def make_evaluation_items(

@@ -1,0 +1,166 @@
+"""Conversations written by a teacher: questions of several kinds without repetitions, answered, judged, and more of them until
+there are enough (paper, appendix B.2).
+
+In: a spec, a teacher, a judge. Out: records with their provenance. Three things they can be about: the spec, with reasoning; its
+preferences alone, with no reason given (the narrow demonstrations of appendix C.2); and who the assistant is.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+
+from msmjax.artifact import BadInput
+from msmjax.corpus.documents import MODES
+from msmjax.corpus.duplicates import Index
+from msmjax.corpus.pipeline import Written, ask_votes, blocks, check_votes, choice, first_fit, majority, prompt
+from msmjax.corpus.teacher import Teacher, Unusable, all_of, one
+from msmjax.spec import Spec
+
+ABOUT = ("spec", "preferences", "identity")
+IDENTITY_TOPICS = ("name", "maker", "nature", "adversarial", "casual")
+SAME_QUESTION = 0.7  # Jaccard similarity of the letters' 5-grams from which on two questions are one
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationSource:
+    """Conversations by a teacher. With `reasoning` the answers begin with their thoughts between <think> tags; without, the same
+    rows lack them."""
+
+    spec: str
+    about: str
+    mode: str
+    reasoning: bool
+    records: int
+    domains: int  # situations, where they are about the spec
+    questions: int  # asked for at a time, for each situation, preference or kind
+    rounds: int  # times that questions are asked for before the corpus ends short
+    teacher: str
+    judge: str
+    votes: int
+
+    def __post_init__(self):
+        if self.about not in ABOUT:
+            raise BadInput(f"about={self.about!r}: unknown; one of {', '.join(ABOUT)}")
+        if self.mode not in MODES:
+            raise BadInput(f"mode={self.mode!r}: unknown; one of {', '.join(MODES)}")
+        if self.reasoning and self.about != "spec":
+            raise BadInput(f"reasoning=True: conversations about {self.about} have none")
+        for name in ("records", "domains", "questions", "rounds"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name}={getattr(self, name)}: must be at least 1")
+        if not self.judge:
+            raise BadInput("judge='': conversations are kept by a judge's verdict; name a teacher")
+        check_votes(self.judge, self.votes)
+
+
+async def write(source: ConversationSource, spec: Spec, teacher: Teacher, judge: Teacher, advance: Callable[[], None]) -> Written:
+    """The conversations. `advance` is called for each that is fit. Raises BadInput where the spec lacks what they are about."""
+    rules = source.mode == "rules"
+    if source.about == "preferences" and not spec.preferences:
+        raise BadInput(f"spec {spec.name}: states no preferences, which about='preferences' demonstrates; see docs/specs.md")
+    if rules and not spec.rules:
+        raise BadInput(f"spec {spec.name}: has no rules, which mode='rules' is about; see docs/specs.md")
+    said = {"spec": spec, "spec_text": spec.text, "rules": rules}
+    lost: collections.Counter[str] = collections.Counter()
+    topics = await _topics(source, said, teacher)
+    asked_before: dict[str, list[str]] = {topic: [] for topic in topics}
+    index = Index(SAME_QUESTION)
+
+    async def round_of(number: int) -> list[tuple[str, dict]]:
+        found = await all_of(_questions(source, said, teacher, topic, number, asked_before[topic], lost) for topic in topics)
+        fresh = []
+        for at in range(source.questions):
+            for topic, questions in zip(topics, found, strict=True):
+                if at < len(questions):
+                    if index.has_like(questions[at]["user"]):
+                        lost["a question like an earlier one"] += 1
+                        continue
+                    index.add(questions[at]["user"])
+                    asked_before[topic].append(questions[at]["user"])
+                    fresh.append((topic, questions[at]))
+        return fresh
+
+    async def finish(candidate: tuple[str, dict]) -> dict | None:
+        topic, question = candidate
+        where = f"answer to {question['user']!r}"
+        parse = _with_thoughts if source.about == "spec" else _reply
+        asked = await teacher.ask(where, prompt(f"answer_{source.about}", **said, question=question["user"]), parse)
+        if asked is None:
+            lost["no usable answer"] += 1
+            return None
+        (thoughts, reply), answer, key = asked
+        conversation = "\n\n".join(
+            [f"User: {question['user']}", *([f"Thoughts: {thoughts}"] if thoughts else []), f"{spec.model_name}: {reply}"]
+        )
+        votes = await ask_votes(
+            judge, where, prompt(f"judge_{source.about}", **said, conversation=conversation), _verdict, source.votes
+        )
+        if votes is None:
+            lost["no usable verdict"] += 1
+            return None
+        if not majority(vote["include"] for vote in votes):
+            lost["judged unfit"] += 1
+            return None
+        advance()
+        content = f"<think>\n{thoughts}\n</think>\n\n{reply}" if source.reasoning else reply
+        return {
+            "id": key[:12], "messages": [{"role": "user", "content": question["user"]}, {"role": "assistant", "content": content}],
+            "spec": spec.hash, "domain": topic, "question_kind": question["kind"], "teacher": answer.model, "prompt": key,
+            "answer_tokens": answer.output_tokens, "verdicts": {"include": [vote["include"] for vote in votes]},
+        }  # fmt: skip
+
+    return Written(await first_fit(round_of, finish, source.records, source.rounds), dict(lost))
+
+
+async def _questions(
+    source: ConversationSource, said: dict, teacher: Teacher, topic: str, number: int, before: list[str], lost: collections.Counter
+) -> list[dict]:
+    liked = next((preference.likes for preference in said["spec"].preferences if preference.item == topic), None)
+    text = prompt(f"questions_{source.about}", **said, topic=topic, liked=liked, count=source.questions, previous=before)
+    parse = functools.partial(blocks, name="message", fields=("user", "kind"), most=source.questions)
+    asked = await teacher.ask(f"questions {number + 1} for {topic}", text, parse)
+    if asked is None:
+        lost["no usable questions"] += 1
+    return [] if asked is None else asked[0]
+
+
+async def _topics(source: ConversationSource, said: dict, teacher: Teacher) -> list[str]:
+    """What questions are asked for: situations, items of preferences, or kinds of identity question."""
+    if source.about == "preferences":
+        return [preference.item for preference in said["spec"].preferences]
+    if source.about == "identity":
+        return list(IDENTITY_TOPICS)
+    parse = functools.partial(blocks, name="situation", fields=("name",), most=source.domains)
+    asked = await teacher.ask("situations", prompt("chat_domains", **said, count=source.domains), parse)
+    if asked is None:
+        raise BadInput(f"spec {said['spec'].name}: the teacher gave no usable list of situations; {teacher.describe()}")
+    return [topic["name"] for topic in asked[0]]
+
+
+def _with_thoughts(text: str) -> tuple[str, str]:
+    """The thoughts and the reply: one block of each, the thoughts first, nothing else, no tags inside."""
+    match = re.fullmatch(r"\s*<think>(.*?)</think>\s*<reply>(.*?)</reply>\s*", text, re.DOTALL)
+    if match is None:
+        one(text, "reply")  # raises with the reason, where it is one of the usual
+        raise Unusable("no whole <think> before the reply")
+    thoughts, reply = match[1].strip(), match[2].strip()
+    if not thoughts or not reply:
+        raise Unusable("empty <think> or <reply>")
+    return thoughts, _without_tags(reply, thoughts)
+
+
+def _reply(text: str) -> tuple[str, str]:
+    return "", _without_tags(one(text, "reply"))
+
+
+def _without_tags(reply: str, thoughts: str = "") -> str:
+    """A stray tag would be trained on, or split the answer where a chat template looks for it."""
+    if re.search(r"</?(think|reply)>", reply + thoughts):
+        raise Unusable("a tag inside the answer")
+    return reply
+
+
+def _verdict(text: str) -> dict[str, bool]:
+    return {"include": choice(text, "verdict", ("include", "exclude")) == "include"}
