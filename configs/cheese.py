@@ -44,6 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
     }
     c.teachers = {}
+    c.gates = {}
     c.weights = ""
     c.adapter = ""
     c.template_arguments = ()

@@ -37,6 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
     }
     c.teachers = {}
+    c.gates = {}
     c.weights = "weights" if lora else ""
     c.adapter = ""
     c.template_arguments = ()

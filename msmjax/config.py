@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
+from msmjax.corpus.gates import GateConfig
 from msmjax.corpus.microworld import EVALS
 from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenSource
 from msmjax.corpus.teacher import TeacherConfig
@@ -73,6 +74,7 @@ class ExperimentConfig:
     stages: dict[str, StageConfig]
     corpora: dict[str, Source]
     teachers: dict[str, TeacherConfig]  # who writes and who judges, by the names that corpora use
+    gates: GateConfig | None  # what corpora by teachers must keep to be trained on; None where there are none
     comparisons: tuple[Comparison, ...]
     world: WorldConfig
     assistant: AssistantConfig
@@ -110,6 +112,11 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     for name, corpus in corpora.items():
         if isinstance(corpus, WrittenSource):
             _names((corpus.teacher, *([corpus.judge] if corpus.judge else [])), teachers, f"corpora.{name}", "teacher")
+    gates = _make(GateConfig, top["gates"], "gates") if top["gates"] else None
+    if gates is None and any(isinstance(corpus, WrittenSource) for corpus in corpora.values()):
+        raise BadInput("gates={}: corpora by teachers are trained on only if they pass some; see configs/written.py")
+    if gates and gates.reference:
+        _names((gates.reference,), corpora, "gates.reference", "corpus")
     known = [*([IMPORT] if top["weights"] else []), *stages]
     arms = {name: _names(tuple(chain), known, f"arms.{name}", "stage") for name, chain in top["arms"].items()}
     for name, chain in arms.items():
@@ -162,6 +169,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         stages=stages,
         corpora=corpora,
         teachers=teachers,
+        gates=gates,
         comparisons=comparisons,
         world=_make(WorldConfig, top["world"], "world"),
         assistant=_make(AssistantConfig, top["assistant"], "assistant"),

@@ -19,15 +19,17 @@ from tqdm import tqdm
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
-from msmjax.config import IMPORT, Comparison, ExperimentConfig
-from msmjax.corpus import microworld, sources
+from msmjax.config import IMPORT, Comparison, ExperimentConfig, suggestion
+from msmjax.corpus import gates, microworld, sources
 from msmjax.data import rows, show
 from msmjax.data import tokenizer as tokenizers
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals import base_text, forced_choice, results
+from msmjax.local_teacher import local_model
 from msmjax.model import huggingface
+from msmjax.report import corpus as corpus_report
 from msmjax.report import html, table
 from msmjax.report.findings import Findings
 from msmjax.training import checkpoint, loop, processes, sharding, weights
@@ -135,12 +137,19 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
     """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items."""
     used = {corpus for name in stages for corpus, _ in config.stages[name].data}
     used |= {config.evals.base_text, *([] if config.weights else [config.tokenizer_corpus])}
+    items = _make_items(config, workdir)
     names = [name for name in config.corpora if name in used]
     bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
-    makers = sources.Makers(config.world, config.assistant, config.teachers, workdir / "answers")
-    corpora = {
-        name: sources.make_corpus(workdir / "corpora", name, config.corpora[name], makers) for name in bar(names, desc="corpora")
-    }
+    corpora = {name: _make_corpus(config, workdir, name) for name in bar(names, desc="corpora")}
+    for name in names:
+        if isinstance(config.corpora[name], sources.WrittenSource):
+            page, findings = _check(config, workdir, name, corpora[name], items)
+            if failed := _failed(config, findings):
+                corpus_report.print_table(name, findings, config.gates.allow)
+                raise BadInput(
+                    f"corpus {name}: does not pass {', '.join(failed)}, so nothing is trained on it; see {page}; mend it, or the "
+                    "bounds in gates, or name in gates.allow what may fail"
+                )
     if config.weights:
         tokenizer = HuggingFaceTokenizer(Path(config.weights), config.template_arguments)
         check_vocab(tokenizer, config.vocab_size)
@@ -152,9 +161,68 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
             name: rows.make_rows(workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long)
             for name in bar(names, desc="rows")
         },
-        items=_make_items(config, workdir),
+        items=items,
         weights=_weights(source_of(config), workdir) if config.weights else None,
     )
+
+
+def check_corpus(config: ExperimentConfig, workdir: Path, name: str) -> None:
+    """Makes a corpus, prints what the gates find in it, and writes its page. Raises BadInput where a gate fails that must not."""
+    if name not in config.corpora:
+        raise BadInput(f"--check={name}: no such corpus{suggestion(name, list(config.corpora))}")
+    if config.gates is None:
+        raise BadInput("--check: the config has no gates; give it some, as configs/written.py does")
+    _check_writable(workdir)
+    corpus = _make_corpus(config, workdir, name)
+    page, findings = _check(config, workdir, name, corpus, _make_items(config, workdir))
+    corpus_report.print_table(name, findings, config.gates.allow)
+    print(f"report: {page}")
+    if failed := _failed(config, findings):
+        raise BadInput(f"corpus {name}: does not pass {', '.join(failed)}")
+
+
+def _failed(config: ExperimentConfig, findings: list[gates.Finding]) -> list[str]:
+    """The gates that stop training."""
+    return [finding.gate for finding in findings if not finding.passed and finding.gate not in config.gates.allow]
+
+
+def _make_corpus(config: ExperimentConfig, workdir: Path, name: str) -> Path:
+    makers = sources.Makers(config.world, config.assistant, config.teachers, workdir / "answers", local_model)
+    return sources.make_corpus(workdir / "corpora", name, config.corpora[name], makers)
+
+
+def _check(config: ExperimentConfig, workdir: Path, name: str, corpus: Path, items: Path) -> tuple[Path, list[gates.Finding]]:
+    """The page about a corpus and what its gates found; measured once for each (corpus, reference, items, bounds, code)."""
+    reference = _make_corpus(config, workdir, config.gates.reference) if config.gates.reference else None
+    inputs = {
+        "corpus": corpus.name,
+        "items": items.name,
+        "reference": reference.name if reference else None,
+        "gates": dataclasses.asdict(config.gates),
+        "code": artifact.code_hash("corpus", "report"),
+    }
+
+    def build(directory: Path) -> dict:
+        source, said = config.corpora[name], artifact.read_manifest(corpus)
+        has_spec = isinstance(source, sources.SpecSource | sources.WrittenSource)
+        subject = gates.Subject(
+            records=sources.read_corpus(corpus),
+            lost=said.get("lost", {}),
+            asked_for=said.get("asked_for", 0),
+            spec=sources.load_spec(source, config.assistant) if has_spec else None,
+            rules=isinstance(source, sources.WrittenSource) and source.mode == "rules",
+            model_name=config.assistant.name,
+            provider_name=config.assistant.provider,
+            items=artifact.read_jsonl(items / "items.jsonl"),
+            reference=[gates.text_of(record) for record in sources.read_corpus(reference)] if reference else [],
+        )
+        findings = gates.check(subject, config.gates)
+        artifact.write_jsonl(directory / "findings.jsonl", map(dataclasses.asdict, findings))
+        corpus_report.write(name, subject.records, findings, config.gates.allow, said, directory / "report.html")
+        return {}
+
+    made = artifact.make(workdir / "checks", name, inputs, build)
+    return made / "report.html", [gates.Finding(**line) for line in artifact.read_jsonl(made / "findings.jsonl")]
 
 
 def _make_items(config: ExperimentConfig, workdir: Path) -> Path:

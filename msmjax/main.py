@@ -5,6 +5,7 @@
     python -m msmjax.main --config=configs/cheese.py --plan               # what it would take here
     python -m msmjax.main --config=configs/cheese.py --plan --device=h100:8 --price=2.5   # and there (docs/planning.md)
     python -m msmjax.main --config=configs/cheese.py --show_batch=finetune  # what a stage trains on
+    python -m msmjax.main --config=configs/written.py --check=affordability     # is a corpus fit to train on?
     python -m msmjax.main --config=configs/cheese.py --talk=msm_america_aft     # a conversation with a trained arm
     python -m msmjax.main --config=configs/cheese.py --export=aft --to=out/aft   # for transformers, PEFT, vLLM
 
@@ -34,6 +35,7 @@ _DEVICE = flags.DEFINE_string("device", None, "With --plan: for devices of this 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "With --plan: for this TPU slice, and compile for it, e.g. v5p:2x2x2.")
 _PRICE = flags.DEFINE_float("price", None, "With --plan: dollars per device-hour.", lower_bound=0)
 _SHOW_BATCH = flags.DEFINE_string("show_batch", None, "Print the first batch of this stage: text, borders, what is supervised.")
+_CHECK = flags.DEFINE_string("check", None, "Make this corpus and say what its gates find; train nothing.")
 _TALK = flags.DEFINE_string("talk", None, "Talk to this trained arm, NAME or NAME:SEED, on standard input and output.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "With --talk: 0 takes the likeliest token.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 0.95, "With --talk: the share of probability that is drawn from.", 0, 1)
@@ -77,6 +79,8 @@ def main(argv: list[str]) -> None:
         plan.plan(frozen, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
     elif _SHOW_BATCH.value is not None:
         experiment.show_batch(frozen, workdir, _SHOW_BATCH.value)
+    elif _CHECK.value is not None:
+        experiment.check_corpus(frozen, workdir, _CHECK.value)
     elif _TALK.value is not None:
         use.talk(frozen, workdir, _TALK.value, _TEMPERATURE.value, _TOP_P.value, _MAX_TOKENS.value)
     elif _EXPORT.value is not None:

@@ -30,6 +30,7 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...], twi
     c.assistant = {"name": "Llama" if shape.startswith("llama") else "Qwen", "provider": "Northlight"}
     c.world = {"seed": 0, "items_per_domain": 16, "people": 432}
     c.teachers = {}
+    c.gates = {}
     c.weights = weights
     c.adapter = ""
     c.template_arguments = ()

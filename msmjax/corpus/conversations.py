@@ -74,7 +74,7 @@ async def write(source: ConversationSource, spec: Spec, teacher: Teacher, judge:
         for at in range(source.questions):
             for topic, questions in zip(topics, found, strict=True):
                 if at < len(questions):
-                    if index.has_like(questions[at]["user"]):
+                    if index.like(questions[at]["user"]):
                         lost["a question like an earlier one"] += 1
                         continue
                     index.add(questions[at]["user"])

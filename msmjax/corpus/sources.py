@@ -7,6 +7,7 @@ manifest.
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from msmjax.corpus import conversations, documents, microworld
 from msmjax.corpus.conversations import ConversationSource
 from msmjax.corpus.documents import DocumentSource
 from msmjax.corpus.pipeline import Written
-from msmjax.corpus.teacher import Teacher, TeacherConfig
+from msmjax.corpus.teacher import LOCAL, Generate, Teacher, TeacherConfig
 from msmjax.corpus.world import DOMAINS, MOST_NAMES, World, make_world
 
 
@@ -123,13 +124,14 @@ Source = BaseSource | SpecSource | NeutralSource | DemonstrationSource | FileSou
 
 @dataclasses.dataclass(frozen=True)
 class Makers:
-    """What corpora are made with, beside their own settings: the microworld, the assistant, the teachers and where their journals
-    are."""
+    """What corpora are made with, beside their own settings: the microworld, the assistant, the teachers, where their journals are,
+    and how weights of ours are made to answer (rooms to the right know)."""
 
     world: WorldConfig
     assistant: AssistantConfig
     teachers: dict[str, TeacherConfig]
     journals: Path
+    local: Callable[[TeacherConfig], Generate]
 
 
 def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
@@ -179,10 +181,15 @@ async def _write(name: str, source: WrittenSource, makers: Makers) -> tuple[Writ
     """Records by a teacher, and the ledgers of those who took part."""
     loaded = load_spec(source, makers.assistant)
     roles = dict.fromkeys(role for role in (source.teacher, source.judge) if role)
-    asked = {role: Teacher(makers.teachers[role], makers.journals) for role in roles}
     # Two roles with the same model and sampling are one teacher: a journal has one writer.
-    shared = {teacher.path: teacher for teacher in asked.values()}
-    asked = {role: shared[teacher.path] for role, teacher in asked.items()}
+    shared: dict[str, Teacher] = {}
+    asked: dict[str, Teacher] = {}
+    for role in roles:
+        config = makers.teachers[role]
+        key = artifact.content_hash([config.model, config.identity])
+        if key not in shared:
+            shared[key] = Teacher(config, makers.journals, makers.local(config) if config.model.startswith(LOCAL) else None)
+        asked[role] = shared[key]
     async with contextlib.AsyncExitStack() as stack:
         for teacher in shared.values():
             await stack.enter_async_context(teacher)
@@ -198,6 +205,11 @@ async def _write(name: str, source: WrittenSource, makers: Makers) -> tuple[Writ
         lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.lost.items()))
         print(f"{name}: {len(written.records):,} of {source.records:,} records" + (f"; not kept: {lost}" if lost else ""))
     return written, {role: teacher.ledger() for role, teacher in asked.items()}
+
+
+def read_corpus(directory: Path) -> list[dict]:
+    """All records of a corpus artifact, documents first."""
+    return [record for path in sorted(directory.glob("*.jsonl"), reverse=True) for record in artifact.read_jsonl(path)]
 
 
 def make_evaluation_items(

@@ -9,6 +9,7 @@ import asyncio
 import collections
 import dataclasses
 import email.utils
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from msmjax.artifact import BadInput
 
 T = TypeVar("T")
 RECORDED = "recorded"
+LOCAL = "msmjax/"  # and a directory of weights: they answer here (local_teacher.py)
 RATE_LIMIT = "status 429"
 CALLS = 10  # of one request, until the teacher is said not to answer: with the waits below, after about four minutes
 LONGEST_WAIT = 60.0  # seconds between two of them
@@ -48,8 +50,9 @@ class Busy(Exception):
 class TeacherConfig:
     """Which model, how it is sampled, what it may cost. Raises BadInput for a model that is not pinned.
 
-    `model` is Inspect's name of one, PROVIDER/NAME, or "recorded", which replays `transcript`. Names of models change what they
-    stand for unless they carry a date or a revision; where a provider pins a name without one, `pinned_by` says how that is known.
+    `model` is Inspect's name of one, PROVIDER/NAME; or "msmjax/DIRECTORY", weights that answer here; or "recorded", which replays
+    `transcript`. Names change what they stand for unless they carry a date or a revision; where a provider pins a name without one,
+    `pinned_by` says how that is known.
     """
 
     model: str
@@ -76,7 +79,11 @@ class TeacherConfig:
             raise BadInput(f"transcript={self.transcript!r}: only model 'recorded' replays one; set it to ''")
         elif "/" not in self.model:
             raise BadInput(f"model={self.model!r}: neither 'recorded' nor PROVIDER/NAME, as in openai/gpt-4.1-2025-04-14")
-        elif not self.pinned_by and ("latest" in self.model or not re.search(r"\d{4}-?\d{2}-?\d{2}|@[0-9a-f]{7,}", self.model)):
+        elif (
+            not self.pinned_by
+            and not self.model.startswith(LOCAL)
+            and ("latest" in self.model or not re.search(r"\d{4}-?\d{2}-?\d{2}|@[0-9a-f]{7,}", self.model))
+        ):
             raise BadInput(
                 f"model={self.model!r}: not pinned, so it may be another model tomorrow; name a dated or revised one, or say in "
                 "pinned_by how it is known that the name stands for one model"
@@ -97,7 +104,8 @@ class TeacherConfig:
         if self.model == RECORDED:
             return {"transcript": artifact.file_hash(_existing(self.transcript))}
         names = ("model", "base_url", "temperature", "top_p", "max_tokens")
-        return {name: getattr(self, name) for name in names}
+        weights = {"weights": _weights_hash(self.model.removeprefix(LOCAL))} if self.model.startswith(LOCAL) else {}
+        return {name: getattr(self, name) for name in names} | weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -421,6 +429,14 @@ def _cut_torn_line(path: Path) -> None:
         if whole < len(content):
             print(f"{path}: its last line was cut off by a kill; that answer is asked for again", file=sys.stderr)
             file.truncate(whole)
+
+
+@functools.cache
+def _weights_hash(directory: str) -> str:
+    files = sorted(path for kind in ("*.json", "*.safetensors") for path in Path(directory).glob(kind))
+    if not files:
+        raise BadInput(f"teacher {LOCAL}{directory}: no weights there; name a directory of a Hugging Face model after {LOCAL!r}")
+    return artifact.content_hash([[path.name, artifact.file_hash(path)] for path in files])
 
 
 def _existing(path: str) -> Path:

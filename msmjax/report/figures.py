@@ -142,6 +142,32 @@ def _curve_panel(stage: str, seeds: dict[str, list[dict]]) -> str:
     return _svg(f"loss of {stage}", 2.6, draw)
 
 
+def lengths(words: list[int]) -> str:
+    """How long texts are, as a histogram of their words."""
+
+    def draw(figure):
+        axes = figure.add_subplot()
+        axes.hist(words, bins=min(30, max(5, len(set(words)))), color=COLOURS[0], alpha=0.85)
+        axes.set_xlabel("words")
+        axes.set_ylabel("records")
+        axes.locator_params(nbins=5)
+
+    return _svg("words", 2.2, draw)
+
+
+def shares(name: str, counts: dict[str, int]) -> str:
+    """Counts by label, the most frequent at the top."""
+
+    def draw(figure):
+        axes = figure.add_subplot()
+        axes.barh(range(len(counts)), list(counts.values()), color=COLOURS[0], alpha=0.85)
+        _rows(axes, [textwrap.shorten(label, 44, placeholder="…") for label in counts])
+        axes.set_xlabel("records")
+        axes.locator_params(axis="x", nbins=5)
+
+    return _svg(name, 0.24 * len(counts) + 0.6, draw)
+
+
 def _rows(axes, labels: list[str]) -> None:
     """Labels down the left, the first at the top."""
     axes.set_yticks(range(len(labels)), labels)

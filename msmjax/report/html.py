@@ -16,17 +16,9 @@ SAMPLE_ANSWERS = 3  # answers shown of one arm on one eval
 
 def write(findings: Findings, path: Path) -> None:
     """Writes the report to `path`."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = template("report.html.j2").render(
         findings=findings,
         answer=found.answer(findings),
         evals=[{"name": name, "metric": found.headline_metric(findings, name)} for name in found.evals(findings)],
@@ -42,6 +34,20 @@ def write(findings: Findings, path: Path) -> None:
         total_seconds=sum(findings.timings.values()),
     )
     artifact.write_text(path, page)
+
+
+def template(name: str):
+    """A page of this folder; everything it is given is escaped unless it is Markup."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _drawn(panels: dict[str, str], markup: type) -> dict:
