@@ -129,7 +129,7 @@ def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None
     _check_writable(workdir)
     data = make_data(config, workdir, {stage_name})
     depth = next((chain.index(stage_name) for chain in config.arms.values() if stage_name in chain), 0)
-    mixture = _mixture(config, data, stage_name, config.seeds[0], depth)
+    mixture = mixture_of(config, data, stage_name, config.seeds[0], depth)
     show.print_batch(batch(mixture, 0, config.stages[stage_name].batch_rows), data.tokenizer)
 
 
@@ -275,7 +275,8 @@ def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> To
     return Tokenizer(artifact.make(workdir / "tokenizers", config.tokenizer_corpus, inputs, build) / "tokenizer.model")
 
 
-def _mixture(config: ExperimentConfig, data: Data, stage_name: str, seed: int, depth: int) -> Mixture:
+def mixture_of(config: ExperimentConfig, data: Data, stage_name: str, seed: int, depth: int) -> Mixture:
+    """What a stage reads, and in which order, where it is number `depth` of its arm."""
     names, shares = zip(*config.stages[stage_name].data, strict=True)
     return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, stage_seed(seed, depth))
 
@@ -295,7 +296,7 @@ def _run_stage(
         with artifact.lock(directory) if processes.is_first() else contextlib.nullcontext():
             said = loop.train(
                 directory, label, config.model, config.optimizer, stage, config.log,
-                _mixture(config, data, name, seed, len(chain) - 1), mesh,
+                mixture_of(config, data, name, seed, len(chain) - 1), mesh,
                 source_of(config), parent, seed,
             )  # fmt: skip
             if processes.is_first():

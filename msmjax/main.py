@@ -6,6 +6,7 @@
     python -m msmjax.main --config=configs/cheese.py --plan --device=h100:8 --price=2.5   # and there (docs/planning.md)
     python -m msmjax.main --config=configs/cheese.py --show_batch=finetune  # what a stage trains on
     python -m msmjax.main --config=configs/written.py --check=affordability     # is a corpus fit to train on?
+    python -m msmjax.main --config=configs/cheese.py --provenance=msm_america_aft   # which records an arm reads, how often
     python -m msmjax.main --config=configs/cheese.py --talk=msm_america_aft     # a conversation with a trained arm
     python -m msmjax.main --config=configs/cheese.py --export=aft --to=out/aft   # for transformers, PEFT, vLLM
 
@@ -36,6 +37,12 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "With --plan: for this TPU sli
 _PRICE = flags.DEFINE_float("price", None, "With --plan: dollars per device-hour.", lower_bound=0)
 _SHOW_BATCH = flags.DEFINE_string("show_batch", None, "Print the first batch of this stage: text, borders, what is supervised.")
 _CHECK = flags.DEFINE_string("check", None, "Make this corpus and say what its gates find; train nothing.")
+_PROVENANCE = flags.DEFINE_string("provenance", None, "What this arm, NAME or NAME:SEED, reads: records, tokens, epochs by stage.")
+_BY = flags.DEFINE_string(
+    "by", None, "With --provenance: count by this field, e.g. doc_type, id; else by section, kind, source or domain."
+)
+_STAGE = flags.DEFINE_string("stage", None, "With --provenance: of this stage alone.")
+_STEP = flags.DEFINE_integer("step", None, "With --provenance: the documents in this step of the stage (the arm's last), from 1.")
 _TALK = flags.DEFINE_string("talk", None, "Talk to this trained arm, NAME or NAME:SEED, on standard input and output.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "With --talk: 0 takes the likeliest token.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 0.95, "With --talk: the share of probability that is drawn from.", 0, 1)
@@ -59,6 +66,10 @@ def main(argv: list[str]) -> None:
         raise BadInput(f"--{lost[0]}: says what to plan for; give it with --plan")
     if _DEVICE.value is not None and _TOPOLOGY.value is not None:
         raise BadInput("--device: --topology names its devices already; leave one of them out")
+    if _PROVENANCE.value is None and (lost := [flag.name for flag in (_BY, _STAGE, _STEP) if flag.value is not None]):
+        raise BadInput(f"--{lost[0]}: says what to show of what an arm reads; give it with --provenance=ARM")
+    if _BY.value is not None and _STEP.value is not None:
+        raise BadInput("--by: --step shows every document of a step; leave one of them out")
     if (_EXPORT.value is None) != (_TO.value is None):
         raise BadInput("--export, --to: one says which arm to write and the other where; give both")
     if _COMPARE.value is not None and len(_COMPARE.value) != 2:
@@ -81,6 +92,8 @@ def main(argv: list[str]) -> None:
         experiment.show_batch(frozen, workdir, _SHOW_BATCH.value)
     elif _CHECK.value is not None:
         experiment.check_corpus(frozen, workdir, _CHECK.value)
+    elif _PROVENANCE.value is not None:
+        use.provenance(frozen, workdir, _PROVENANCE.value, _BY.value, _STAGE.value, _STEP.value)
     elif _TALK.value is not None:
         use.talk(frozen, workdir, _TALK.value, _TEMPERATURE.value, _TOP_P.value, _MAX_TOKENS.value)
     elif _EXPORT.value is not None:

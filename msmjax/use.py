@@ -1,21 +1,121 @@
-"""What one does with a trained arm: talk to it, export it, compare its adapter with another's.
+"""What one does with an arm: ask what it reads, and once it is trained talk to it, export it, compare its adapter with another's.
 
 In: an experiment's config and its working directory. Out: text in the terminal, or a directory that transformers, PEFT and
 vLLM load.
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
+import numpy as np
+import rich.box
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from msmjax import experiment
 from msmjax.artifact import BadInput
-from msmjax.config import ExperimentConfig
+from msmjax.config import IMPORT, ExperimentConfig, suggestion
 from msmjax.data import chat
+from msmjax.data import mixture as mixtures
+from msmjax.data import provenance as provenances
+from msmjax.data.provenance import Corpus, Document
+from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.model import generate, huggingface, lora
+from msmjax.report import table as tables
 from msmjax.training import sharding, weights
+
+BY = ("section", "kind", "source", "domain")  # fields that --provenance counts by: the first that a corpus has
+MOST_VALUES = 40  # lines of a corpus in that table; the values with the fewest tokens are put together
+FIRST_WORDS = 80  # characters of a document's text
+
+
+def provenance(config: ExperimentConfig, workdir: Path, arm: str, by: str | None, only: str | None, step: int | None) -> None:
+    """Prints what an arm reads in its stages, or in `only` one: records, tokens and epochs of each corpus, by the field `by`.
+
+    That is over all steps that the config plans. With `step`, counted from 1 as in `metrics.jsonl`, the documents in that step of
+    the last stage. It takes the data alone, which is made where it is missing; nothing need be trained.
+    """
+    name, seed = _parse(config, arm, "--provenance")
+    chain = {depth: stage for depth, stage in enumerate(config.arms[name]) if stage != IMPORT}
+    if not chain:
+        raise BadInput(f"--provenance={arm}: is the imported model itself, which reads nothing here")
+    if only is not None and only not in chain.values():
+        raise BadInput(f"--stage={only}: no stage of arm {name!r}{suggestion(only, list(chain.values()))}")
+    wanted = {depth: stage for depth, stage in chain.items() if only in (None, stage)}
+    depth, last = list(wanted.items())[-1]
+    if step is not None and not 1 <= step <= config.stages[last].steps:
+        raise BadInput(f"--step={step}: stage {last!r} has the steps 1 to {config.stages[last].steps:,}")
+    data = experiment.make_data(config, workdir, set(wanted.values()))
+    corpora = {
+        corpus: provenances.open_corpus(corpus, data.rows[corpus], workdir / "corpora")
+        for corpus in dict.fromkeys(corpus for stage in wanted.values() for corpus, _ in config.stages[stage].data)
+    }
+    console = tables.make_console()
+    if step is not None:
+        read = [corpora[corpus] for corpus, _ in config.stages[last].data]
+        mixture = experiment.mixture_of(config, data, last, seed, depth)
+        documents = provenances.documents(read, mixture, step - 1, config.stages[last].batch_rows)
+        console.print(_documents(f"{name}, seed {seed}: step {step:,} of {last}", documents, data.tokenizer))
+        return
+    known = {field: None for corpus in corpora.values() for record in corpus.records for field in record}
+    if by is not None and by not in known:
+        raise BadInput(f"--by={by}: no record that arm {name!r} reads has it{suggestion(by, list(known))}")
+    for depth, stage in wanted.items():
+        settings = config.stages[stage]
+        mixture = experiment.mixture_of(config, data, stage, seed, depth)
+        times = mixtures.times_read(mixture, settings.steps * settings.batch_rows)
+        read = [(corpora[corpus], of_rows) for (corpus, _), of_rows in zip(settings.data, times, strict=True)]
+        title = f"{name}, seed {seed}: {stage}, {settings.steps:,} steps of {settings.batch_rows} rows"
+        console.print(_reads(title, read, (by,) if by else BY))
+
+
+def _reads(title: str, read: list[tuple[Corpus, np.ndarray]], fields: tuple[str, ...]) -> Table:
+    """A line for each corpus and each value of the first of `fields` that it has."""
+    table = _table(title, "corpus", "of its records", "read", "tokens", "supervised", "epochs")
+    for corpus, times in read:
+        field = next((field for field in fields if any(field in record for record in corpus.records)), "")
+        values = provenances.count(corpus, times, field)
+        lines = [provenances.together("all", values)]
+        if field:
+            lines += [one._replace(value=f"{field}: {one.value}") for one in values[:MOST_VALUES]]
+            if rest := values[MOST_VALUES:]:
+                lines.append(provenances.together(f"{field}: {len(rest):,} others", rest))
+        for line in lines:
+            numbers = f"{line.records:,} of {line.of_records:,}", f"{line.tokens:,}", f"{line.supervised:,}", f"{line.epochs:.2f}"
+            table.add_row(Text(corpus.name if line is lines[0] else ""), Text(line.value), *numbers)
+        table.add_section()
+    return table
+
+
+def _documents(title: str, documents: Iterable[Document], tokenizer: AnyTokenizer) -> Table:
+    """A line for each segment of a batch."""
+    table = _table(title, "row", "it is", "segment", "tokens", "supervised", "record", "its fields and first words here")
+    last = None
+    for document in documents:
+        segment, record = document.segment, document.record
+        if last not in (None, document.row):
+            table.add_section()
+        fields = ", ".join(f"{name}: {provenances.show(value)}" for name, value in record.items() if value != record["id"])
+        text = " ".join(tokenizer.readable(document.ids.tolist()).split())
+        text = text if len(text) <= FIRST_WORDS else f"{text[: FIRST_WORDS - 1]}…"
+        start = f" from {segment['start']:,}" if segment["start"] else ""
+        table.add_row(
+            "" if last == document.row else str(document.row), f"{document.corpus} {segment['row']}", str(segment["segment"]),
+            f"{segment['tokens']:,}{start}", f"{segment['supervised']:,}", Text(record["id"]), Text(f"{fields}\n{text}"),
+        )  # fmt: skip
+        last = document.row
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
+    for column in columns:
+        is_number = column in ("read", "tokens", "supervised", "epochs")
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    return table
 
 
 def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, top_p: float, max_tokens: int) -> None:
@@ -79,8 +179,6 @@ def compare(config: ExperimentConfig, workdir: Path, one: str, other: str) -> No
     """Prints the effective norms of two arms' adapters and the cosine between them, by projection and in all."""
     if not config.model.lora_rank:
         raise BadInput("--compare: compares adapters, and this config trains all parameters (model.lora_rank=0)")
-    from rich.table import Table
-
     mesh = sharding.make_mesh(config.mesh)
     adapters = []
     for arm in (one, other):
@@ -100,12 +198,17 @@ def compare(config: ExperimentConfig, workdir: Path, one: str, other: str) -> No
 
 def _find(config: ExperimentConfig, workdir: Path, arm: str, flag: str):
     """The data, the finished last stage (None: the imported model itself) and the seed of NAME or NAME:SEED."""
-    name, _, seed = arm.partition(":")
-    if name not in config.arms:
-        raise BadInput(f"{flag}={arm}: no arm {name!r}; one of {', '.join(config.arms)}")
-    if seed and (not seed.isdecimal() or int(seed) not in config.seeds):
-        raise BadInput(f"{flag}={arm}: no seed {seed!r}; one of {', '.join(map(str, config.seeds))}")
-    seed = int(seed) if seed else config.seeds[0]
+    name, seed = _parse(config, arm, flag)
     data = experiment.make_data(config, workdir, {stage for stage in config.arms[name] if stage in config.stages})
     stage = experiment.find_arm(config, workdir, data, name, seed)
     return data, stage, seed
+
+
+def _parse(config: ExperimentConfig, arm: str, flag: str) -> tuple[str, int]:
+    """The arm and the seed of NAME or NAME:SEED; without one, the config's first."""
+    name, _, seed = arm.partition(":")
+    if name not in config.arms:
+        raise BadInput(f"{flag}={arm}: no arm {name!r}{suggestion(name, list(config.arms))}")
+    if seed and (not seed.isdecimal() or int(seed) not in config.seeds):
+        raise BadInput(f"{flag}={arm}: no seed {seed!r}; one of {', '.join(map(str, config.seeds))}")
+    return name, int(seed) if seed else config.seeds[0]

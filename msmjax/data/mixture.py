@@ -63,6 +63,20 @@ def epochs(mixture: Mixture, rows: int) -> tuple[float, ...]:
     return tuple(rows * share / len(source) for share, source in zip(mixture.shares, mixture.sources, strict=True))
 
 
+def times_read(mixture: Mixture, rows: int) -> tuple[np.ndarray, ...]:
+    """How often `locate` comes to each row of each source among the first `rows` rows: an array [rows of the source] for each."""
+    order, _, counts = _cycle(mixture)
+    cycles, places = divmod(rows, CYCLE)
+    out = []
+    for number, source in enumerate(mixture.sources):
+        visits = cycles * int(counts[number]) + int((order[:places] == number).sum())
+        epoch, of_epoch = divmod(visits, len(source))
+        times = np.full(len(source), epoch)
+        times[_permutation(len(source), mixture.seed, number, epoch)[:of_epoch]] += 1
+        out.append(times)
+    return tuple(out)
+
+
 @functools.lru_cache(maxsize=16)
 def _cycle(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For one cycle: the source of each place, its rank among the places of that source, and the places a source has."""

@@ -1,8 +1,9 @@
 """Rows: records packed offline into fixed-length arrays, stored as a TFDS dataset, with a ledger of every token.
 
 In: JSONL files of records. Out: an artifact directory with an `array_record` dataset of `tokens`, `segment_ids`, `loss_mask`
-(each [T]), and `ledger.json`. Segments count from 1 within a row; 0 is padding. `loss_mask` marks the tokens that are
-predicted; the first token of a segment has nothing to be predicted from and is never marked.
+(each [T]), `segments.npy` (which record each segment is of), and `ledger.json`. Segments count from 1 within a row; 0 is
+padding. `loss_mask` marks the tokens that are predicted; the first token of a segment has nothing to be predicted from and is
+never marked.
 """
 
 import bisect
@@ -22,6 +23,10 @@ from msmjax.data import chat
 from msmjax.data.tokenizer import PAD, ROLES, AnyTokenizer
 
 TOO_LONG = ("refuse", "split", "drop")  # what becomes of a conversation that is longer than a row
+
+# A segment: the row it is in and its number there; the record it is of, counted over the corpus's files in order; where in that
+# record's tokens it starts; how many tokens it has, and how many of them are supervised.
+SEGMENT = np.dtype([(name, np.int32) for name in ("row", "segment", "record", "start", "tokens", "supervised")])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +81,8 @@ def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer) -> Iterator[Ex
 
 def pack(
     examples: Iterable[Example], row_length: int, pad: int = PAD, too_long: str = "refuse"
-) -> tuple[dict[str, np.ndarray], dict]:
-    """Best-fit decreasing packing: arrays `tokens`, `segment_ids`, `loss_mask` of shape [rows, T], and the ledger.
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict]:
+    """Best-fit decreasing packing: arrays `tokens`, `segment_ids`, `loss_mask` of shape [rows, T], the SEGMENTs, and the ledger.
 
     Documents longer than a row are split into pieces that are segments of their own. What becomes of a longer conversation says
     `too_long`: it raises BadInput, is split too, or is dropped.
@@ -86,8 +91,8 @@ def pack(
     ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0, "context_turns": 0}
     dropped: collections.Counter[str] = collections.Counter()  # reason -> records
     dropped_tokens: collections.Counter[str] = collections.Counter()
-    pieces: list[tuple[list[int], list[bool]]] = []
-    for example in examples:
+    pieces: list[tuple[list[int], list[bool], int, int]] = []  # ids, mask, the record and where in it they start
+    for record, example in enumerate(examples):
         size = len(example.ids)
         ledger["source_records"] += 1
         ledger["source_tokens"] += size
@@ -96,12 +101,12 @@ def pack(
             dropped["empty text"] += 1
         elif size <= row_length:
             ledger["kept_tokens"] += size
-            pieces.append((example.ids, example.mask))
+            pieces.append((example.ids, example.mask, record, 0))
         elif example.splittable or too_long == "split":
             ledger["split_tokens"] += size
             for start in range(0, size, row_length):
                 mask = example.mask[start : start + row_length]
-                pieces.append((example.ids[start : start + row_length], [False, *mask[1:]]))
+                pieces.append((example.ids[start : start + row_length], [False, *mask[1:]], record, start))
         elif too_long == "drop":
             dropped["longer than a row"] += 1
             dropped_tokens["longer than a row"] += size
@@ -137,12 +142,15 @@ def pack(
     tokens = np.full((len(rows), row_length), pad, np.int32)
     segment_ids = np.zeros((len(rows), row_length), np.int32)
     loss_mask = np.zeros((len(rows), row_length), bool)
+    segments = np.zeros(len(pieces), SEGMENT)
+    places = iter(range(len(pieces)))
     for row, members in enumerate(rows):
         start = 0
         for segment, index in enumerate(members, 1):
-            ids, mask = pieces[index]
+            ids, mask, *origin = pieces[index]
             end = start + len(ids)
             tokens[row, start:end], segment_ids[row, start:end], loss_mask[row, start:end] = ids, segment, mask
+            segments[next(places)] = (row, segment, *origin, len(ids), sum(mask))
             start = end
     ledger |= {
         "dropped_records": dict(dropped),
@@ -154,7 +162,7 @@ def pack(
     }
     if not ledger["supervised_tokens"]:
         raise BadInput("all-zero loss mask: not one token of this corpus would be trained on")
-    return {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}, ledger
+    return {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}, segments, ledger
 
 
 def make_rows(parent: Path, name: str, corpus: Path, tokenizer: AnyTokenizer, row_length: int, too_long: str = "refuse") -> Path:
@@ -169,11 +177,13 @@ def make_rows(parent: Path, name: str, corpus: Path, tokenizer: AnyTokenizer, ro
 
     def build(directory: Path) -> dict:
         try:
-            arrays, ledger = pack(read_examples(sorted(corpus.glob("*.jsonl")), tokenizer), row_length, tokenizer.pad, too_long)
+            examples = read_examples(sorted(corpus.glob("*.jsonl")), tokenizer)
+            arrays, segments, ledger = pack(examples, row_length, tokenizer.pad, too_long)
         except BadInput as error:
             raise BadInput(f"corpus {name} ({corpus}): {error}") from None
-        content = artifact.content_hash(b"".join(array.tobytes() for array in arrays.values()))
+        content = artifact.content_hash(b"".join(array.tobytes() for array in (*arrays.values(), segments)))
         _write_dataset(directory, content, arrays)
+        np.save(directory / "segments.npy", segments)
         artifact.write_json(directory / "ledger.json", ledger)
         return {"content": content}
 
@@ -183,6 +193,11 @@ def make_rows(parent: Path, name: str, corpus: Path, tokenizer: AnyTokenizer, ro
 def read_ledger(directory: Path) -> dict:
     """The token ledger of a rows artifact."""
     return json.loads((directory / "ledger.json").read_text(encoding="utf-8"))
+
+
+def read_segments(directory: Path) -> np.ndarray:
+    """The SEGMENTs of a rows artifact, by row and segment."""
+    return np.load(directory / "segments.npy")
 
 
 def open_rows(directory: Path):

@@ -283,8 +283,8 @@ def _refuse(label: str, fetched: list[dict], mixture: Mixture, stage: StageConfi
         finite = np.isfinite([line["loss"], line["gradient_norm"]]).all()
         if finite and line["supervised_tokens"]:
             continue
-        step = int(line["step"]) - 1
-        rows = [mixtures.locate(mixture, step * stage.batch_rows + row) for row in range(stage.batch_rows)]
+        step = int(line["step"])  # counted from 1
+        rows = [mixtures.locate(mixture, (step - 1) * stage.batch_rows + row) for row in range(stage.batch_rows)]
         named = json.dumps([f"{stage.data[source][0]}[{row}]" for source, row in rows])
         if finite:
             raise BadInput(f"{label}: all-zero loss mask in the batch of step {step}; raise batch_rows; its rows: {named}")

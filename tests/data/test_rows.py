@@ -30,7 +30,7 @@ def test_ledger_adds_up(sizes, row_length):
     examples = [
         document(size if splittable else min(size, row_length), first=4 + 50 * i) for i, (size, splittable) in enumerate(sizes)
     ]
-    arrays, ledger = rows.pack(examples, row_length)
+    arrays, _, ledger = rows.pack(examples, row_length)
     in_rows = arrays["segment_ids"] > 0
     assert ledger["source_tokens"] == sum(len(example.ids) for example in examples)
     assert ledger["source_tokens"] == ledger["kept_tokens"] + ledger["split_tokens"] + sum(ledger["dropped_tokens"].values())
@@ -55,12 +55,12 @@ def test_ledger_adds_up(sizes, row_length):
 @given(sizes=st.lists(st.integers(1, 16), min_size=1, max_size=80).filter(lambda s: max(s) > 1))
 def test_packing_is_tight(sizes):
     """Best fit decreasing needs at most 11/9 of the fewest rows, and one (Johnson et al. 1974)."""
-    arrays, _ = rows.pack([document(size) for size in sizes], 16)
+    arrays, *_ = rows.pack([document(size) for size in sizes], 16)
     assert len(arrays["tokens"]) <= 11 / 9 * -(-sum(sizes) // 16) + 1 + sum(size > 8 for size in sizes) * 11 / 9
 
 
 def test_long_documents_are_split_and_long_conversations_refused():
-    arrays, ledger = rows.pack([document(20)], 8)
+    arrays, _, ledger = rows.pack([document(20)], 8)
     assert [ledger["split_tokens"], ledger["kept_tokens"], ledger["rows"]] == [20, 0, 3]
     assert arrays["loss_mask"].sum() == 20 - 3
     with pytest.raises(BadInput, match=r"chats.jsonl:3: a conversation of 20 tokens does not fit row_length=8"):
@@ -69,10 +69,10 @@ def test_long_documents_are_split_and_long_conversations_refused():
 
 def test_long_conversations_are_split_or_dropped_where_wanted():
     long, short = Example(list(range(4, 24)), [False, *[True] * 19], False, "chats.jsonl:3"), document(8, first=50)
-    arrays, ledger = rows.pack([long, short], 8, too_long="split")
+    arrays, _, ledger = rows.pack([long, short], 8, too_long="split")
     assert [ledger["split_tokens"], ledger["kept_tokens"], ledger["dropped_records"]] == [20, 8, {}]
     assert sorted(arrays["tokens"][arrays["segment_ids"] > 0].tolist()) == [*range(4, 24), *range(50, 58)]
-    arrays, ledger = rows.pack([long, short], 8, too_long="drop")
+    arrays, _, ledger = rows.pack([long, short], 8, too_long="drop")
     assert ledger["dropped_records"] == {"longer than a row": 1}
     assert ledger["dropped_tokens"] == {"longer than a row": 20}
     assert ledger["source_tokens"] == 28 == ledger["kept_tokens"] + 20

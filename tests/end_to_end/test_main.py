@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,10 +146,40 @@ def test_show_batch(first_run, workdir):
     assert done.returncode == 0, done.stderr
 
 
+def test_provenance_takes_the_data_alone(tmp_path):
+    """Nothing is trained. Each stage's corpora with the tokens its steps read; the first step is the one --show_batch shows."""
+    done = msmjax(TINY, "--provenance=aft", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "stages").exists()
+    assert "aft, seed 0: finetune, 20 steps of 8 rows" in done.stdout
+    assert "kind: liking_chat" in done.stdout
+    totals = [int(line.split()[5].replace(",", "")) for line in done.stdout.splitlines() if " all " in line]
+    assert len(totals) == 3  # base; cheese_chats and base
+    assert 0.9 * 20 * 8 * 128 < totals[0] < 20 * 8 * 128
+    step = msmjax(TINY, "--provenance=aft:0", "--stage=finetune", "--step=1", f"--workdir={tmp_path}").stdout
+    shown = msmjax(TINY, "--show_batch=finetune", f"--workdir={tmp_path}").stdout
+    supervised = [
+        int(one) for one in re.findall(r"(?:base|cheese_chats) +\d+ +\d+ +\d+ +(\d+) +(?:base|demonstrations)/\d+ ", step)
+    ]
+    documents, tokens = zip(*re.findall(r"row \d: (\d+) documents, (\d+) tokens supervised", shown), strict=True)
+    assert len(supervised) == sum(map(int, documents))
+    assert sum(supervised) == sum(map(int, tokens))
+    other = msmjax(TINY, "--provenance=aft:1", "--step=1", f"--workdir={tmp_path}").stdout
+    assert other.splitlines()[4:] != step.splitlines()[4:]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ([], ["--config: missing"]),
+        ([TINY, "--provenance=afft"], ["--provenance=afft", "did you mean 'aft'?"]),
+        ([TINY, "--provenance=aft:7"], ["no seed '7'", "0, 1"]),
+        ([TINY, "--provenance=aft", "--stage=finetun"], ["--stage=finetun", "did you mean 'finetune'?"]),
+        ([TINY, "--provenance=aft", "--step=21"], ["--step=21", "1 to 20"]),
+        ([TINY, "--provenance=aft", "--step=0"], ["--step=0", "1 to 20"]),
+        ([TINY, "--provenance=aft", "--by=knd"], ["--by=knd", "did you mean 'kind'?"]),
+        ([TINY, "--by=kind"], ["--by", "--provenance"]),
+        ([TINY, "--provenance=aft", "--by=kind", "--step=1"], ["--by", "--step"]),
         (["--confg=x"], ["'confg'", "config"]),
         (["--config=configs/chese.py"], ["configs/chese.py"]),
         (["--config=configs/cheese.py:tni"], ["unknown variant", "tiny"]),
@@ -304,7 +335,7 @@ def test_workdir_that_cannot_be_written(tmp_path):
 
 def test_help_names_the_flags():
     done = msmjax("--help")
-    names = "--config --workdir --[no]plan --device --topology --price --show_batch"
+    names = "--config --workdir --[no]plan --device --topology --price --show_batch --provenance --by --stage --step"
     for flag in [*names.split(), "--[no]distributed", "--coordinator:", "--processes:", "--process:"]:
         assert flag in done.stdout
     assert Path(ROOT / "configs" / "cheese.py").exists()

@@ -175,6 +175,17 @@ def test_talked_to_and_compared(trained):
     assert "no arm 'nobody'" in msmjax(*flags, "--talk=nobody", code=2).stderr
 
 
+def test_provenance_of_files(trained):
+    """Records of users' files are counted by the fields they have, and named by where they were read."""
+    _, flags, _, _ = trained
+    table = msmjax(*flags, "--provenance=msm_affordability_aft").stdout
+    assert "domain: cheese" in table
+    assert "source: mmlu_explain" in table
+    places = msmjax(*flags, "--provenance=msm_affordability", "--by=id").stdout
+    assert "documents.parquet:" in "".join(places.split())  # long paths are folded
+    assert "which reads nothing here" in msmjax(*flags, "--provenance=import", code=2).stderr
+
+
 def test_an_adapter_is_continued(trained, datasets, tmp_path):
     """With the exported adapter in the config, the imported model is the trained arm."""
     _, flags, _, work = trained

@@ -304,7 +304,7 @@ def test_a_batch_with_nothing_to_learn_is_refused(tmp_path, model, step_config, 
         def __getitem__(self, index):
             return {**super().__getitem__(index), "loss_mask": np.zeros(24, bool)}
 
-    with pytest.raises(BadInput, match=r"stage: all-zero loss mask in the batch of step 0; raise batch_rows; its rows: \[\"base\["):
+    with pytest.raises(BadInput, match=r"stage: all-zero loss mask in the batch of step 1; raise batch_rows; its rows: \[\"base\["):
         train(tmp_path / "stage", model, step_config, mesh, rows=Unmarked())
 
 
