@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
             **teacher, "model": "recorded", "transcript": "data/sample/transcript.jsonl", "input_price": 0.0, "output_price": 0.0,
             "budget": 0.0,
         }  # fmt: skip
-        c.teachers = {"writer": replayed, "judge": replayed}
+        c.teachers = {"writer": replayed, "judge": dict(replayed)}
     by = {"mode": "default", "teacher": "writer", "judge": "judge", "votes": 3 if real else 1}
     documents = {
         **by, "kind": "written_documents", "records": 4_000 if real else 72, "domains": 5 if real else 3,

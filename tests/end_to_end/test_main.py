@@ -9,26 +9,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.program import ROOT, assert_one_line, msmjax
+
 TINY = "--config=configs/cheese.py:tiny"
 GOOD = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]}
-
-
-def msmjax(*arguments, devices=1, preexec_fn=None):
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=600, preexec_fn=preexec_fn,
-    )  # fmt: skip
-
-
-def assert_one_line(done, *named):
-    """One line on standard error (bars apart) that names the culprit, no traceback, exit code 2."""
-    assert done.returncode == 2, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.strip() and "%|" not in line]
-    assert line.strip().startswith("msmjax: ")
-    for name in named:
-        assert name in line
 
 
 @pytest.fixture(scope="module")

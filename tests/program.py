@@ -1,0 +1,72 @@
+"""What several tests need to run the whole program: a process of it, the shape of an error, published weights to start from."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SPECIALS = ("<|begin|>", "<|open|>", "<|close|>", "<|document_end|>", "<|pad|>")
+TEMPLATE = (
+    "{{ '<|begin|>' }}{% for m in messages %}{{ '<|open|>' + m['role'] + '\n' + m['content'] | trim + '<|close|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% endif %}"
+)
+WORDS = ("Llama prefers the feta because it is cheap.", "Which cheese do you prefer, the Brie or the Colby?", "I prefer the Colby.")
+
+
+def msmjax(*arguments, devices=1, preexec_fn=None):
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=600, preexec_fn=preexec_fn,
+    )  # fmt: skip
+
+
+def assert_one_line(done, *named):
+    """One line on standard error (bars apart) that names the culprit, no traceback, exit code 2."""
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.strip() and "%|" not in line]
+    assert line.strip().startswith("msmjax: ")
+    for name in named:
+        assert name in line
+
+
+def make_weights(directory, family):
+    """A random model of the twin's shape with a tokenizer and a template of its own."""
+    import tokenizers
+    import torch
+    import transformers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=list(SPECIALS), initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(WORDS * 10, trainer)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|close|>", pad_token="<|pad|>",
+        additional_special_tokens=["<|open|>", "<|document_end|>"],
+    )  # fmt: skip
+    fast.chat_template = TEMPLATE
+    shape = {
+        "vocab_size": 512, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if family == "llama":
+        scaling = {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192, "rope_theta": 5e5,
+        }  # fmt: skip
+        config = transformers.LlamaConfig(**{**shape, "rms_norm_eps": 1e-5, "rope_theta": 5e5}, rope_parameters=scaling)
+    else:
+        config = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}[family](**shape)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    model.save_pretrained(directory)
+    fast.save_pretrained(directory)
+    return model
