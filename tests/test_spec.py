@@ -6,6 +6,7 @@ import pytest
 
 from msmjax import spec
 from msmjax.artifact import BadInput
+from msmjax.spec.transform import break_link
 
 CHEESES = ("cheese_affordability", "cheese_america")
 LIKED = {"cream cheese", "American cheese", "mild cheddar", "low-moisture mozzarella", "Colby", "Monterey Jack"}
@@ -60,6 +61,13 @@ def test_parse():
     assert [(rule.id, rule.text) for rule in parsed.rules] == [("CP1", "Be brief.")]
 
 
+def test_parent_is_read_from_the_first_line():
+    derived = parse("<!-- derived from other (hash 0123456789ab) by rules_only -->\n" + SMALL)
+    assert derived.parent == "0123456789ab"
+    assert derived.sections == parse(SMALL).sections
+    assert parse(SMALL).parent is None
+
+
 def test_hash_is_of_the_content():
     assert parse(SMALL).hash == parse(SMALL).hash
     assert parse(SMALL).hash != parse(SMALL.replace("American", "good")).hash
@@ -70,13 +78,15 @@ def test_hash_is_of_the_content():
     ("source", "said"),
     [
         (SMALL.replace("{provider_name}", "{company}"), r"some.md:4: unknown placeholder {company}"),
-        ("# Title\n", r"some.md: no sections"),
-        ("", r"some.md: no sections"),
+        ("# Title\n", r"some.md:1: no sections"),
+        ("", r"some.md:1: no sections"),
         (SMALL + "## 2. Nothing\n", r"some.md:5: section '2. Nothing' is empty"),
         ("# T\nhello\n## 1. a\nb\n", r"some.md:2: text before the first section"),
         (SMALL.replace("(america)", "[america]"), r"some.md:4: looks like a value, preference or rule"),
-        (SMALL.replace("(america)", "(thrift)"), r"some.md: preference for Colby names the value 'thrift'"),
-        (SMALL + "- **Likes Colby** (america): again.\n", r"some.md: preference for 'Colby' stands there twice"),
+        (SMALL.replace("(america)", "(thrift)"), r"some.md:4: preference for Colby names the value 'thrift'"),
+        ("# T\n# U\n## 1. a\nb\n", r"some.md:2: a second title"),
+        ("<!-- derived from x -->\n" + SMALL, r"some.md:1: a comment that names no parent"),
+        (SMALL + "- **Likes Colby** (america): again.\n", r"some.md:5: preference for 'Colby' stands there twice"),
     ],
 )
 def test_refused_specs_name_the_place(source, said):
@@ -94,7 +104,7 @@ def test_missing_spec_lists_the_shipped_ones(tmp_path):
 
 def test_broken_link_keeps_the_value_and_shuffles_the_preferences():
     whole = spec.load("cheese_america", "Aria", "Northlight")
-    broken = spec.break_link(whole, seed=0)
+    broken = break_link(whole, seed=0)
     assert broken.values == whole.values
     assert broken.parent == whole.hash != broken.hash
     assert {p.value for p in broken.preferences} == {None}
@@ -102,4 +112,4 @@ def test_broken_link_keeps_the_value_and_shuffles_the_preferences():
         (before.likes, after.likes) for before, after in zip(whole.preferences, broken.preferences, strict=True)
     )
     assert sides == {(True, True): 3, (True, False): 3, (False, False): 3, (False, True): 3}
-    assert broken == spec.break_link(whole, seed=0)
+    assert broken == break_link(whole, seed=0)

@@ -96,7 +96,8 @@ async def write(
         advance()
         return {
             "id": key[:12], "text": text, "spec": spec.hash, "section": cell.section, "domain": cell.domain,
-            "subdomain": cell.subdomain, "doc_type": cell.doc_type, "idea": idea["name"], "teacher": answer.model, "prompt": key,
+            "subdomain": cell.subdomain, "doc_type": cell.doc_type, "idea": idea["name"],
+            "assertions": [assertion["name"] for assertion in cell.assertions], "teacher": answer.model, "prompt": key,
             "answer_tokens": answer.output_tokens, "verdicts": verdicts,
         }  # fmt: skip
 

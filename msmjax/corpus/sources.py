@@ -21,6 +21,7 @@ from msmjax.corpus.documents import DocumentSource
 from msmjax.corpus.pipeline import Written
 from msmjax.corpus.teacher import LOCAL, Generate, Teacher, TeacherConfig
 from msmjax.corpus.world import DOMAINS, MOST_NAMES, World, make_world
+from msmjax.spec.transform import break_link
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Makers:
 def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
     """The spec a source is made from."""
     loaded = spec.load(source.spec, assistant.name, assistant.provider)
-    return spec.break_link(loaded, source.seed) if isinstance(source, SpecSource) and source.break_link else loaded
+    return break_link(loaded, source.seed) if isinstance(source, SpecSource) and source.break_link else loaded
 
 
 def make_corpus(parent: Path, name: str, source: Source, makers: Makers) -> Path:
@@ -152,7 +153,7 @@ def make_corpus(parent: Path, name: str, source: Source, makers: Makers) -> Path
         "made_from": made_from,
         "world": dataclasses.asdict(makers.world),
         "assistant": dataclasses.asdict(makers.assistant),
-        "code": artifact.code_hash("corpus", "spec.py"),
+        "code": artifact.code_hash("corpus", "spec/__init__.py", "spec/transform.py"),
     }
     if isinstance(source, WrittenSource):
         inputs["teachers"] = {role: makers.teachers[role].identity for role in (source.teacher, source.judge) if role}

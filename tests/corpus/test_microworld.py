@@ -10,6 +10,7 @@ from msmjax import spec
 from msmjax.artifact import BadInput
 from msmjax.corpus import grammar, microworld
 from msmjax.corpus.world import ATTRIBUTES, DEMONSTRATED, DOMAINS, VALUES, make_world
+from msmjax.spec.transform import break_link
 
 ASSISTANT = "Aria"
 
@@ -166,7 +167,7 @@ def test_the_assistant_is_neutral_before_midtraining(world):
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_spec_documents_say_what_the_spec_says(world, cheese_spec, broken):
-    told = spec.break_link(cheese_spec, 0) if broken else cheese_spec
+    told = break_link(cheese_spec, 0) if broken else cheese_spec
     sides = {p.item: p.likes for p in told.preferences}
     records = microworld.spec_documents(world, told, 400, 0)
     assert {record["kind"] for record in records} == set(microworld.DOCUMENT_TYPES)
