@@ -116,7 +116,7 @@ async def _cells(source: DocumentSource, said: dict, teacher: Teacher, lost: col
     themes = functools.partial(blocks, name="theme", fields=("name", "description"), most=source.domains)
     asked = await teacher.ask("themes", prompt("domains", **said, count=source.domains), themes)
     if asked is None:
-        raise BadInput(f"spec {said['spec'].name}: the teacher gave no usable list of themes; {teacher.describe()}")
+        raise BadInput(f"spec {said['spec'].name}: no usable list of themes; {teacher.describe()}; {teacher.advice}")
     domains = asked[0]
 
     async def subdomains(domain: dict) -> list[Cell]:
@@ -130,7 +130,7 @@ async def _cells(source: DocumentSource, said: dict, teacher: Teacher, lost: col
 
     by_topic = [cell for found in await all_of(map(subdomains, domains)) for cell in found]
     if not by_topic:
-        raise BadInput(f"spec {said['spec'].name}: the teacher gave no usable topic; {teacher.describe()}")
+        raise BadInput(f"spec {said['spec'].name}: no usable topic; {teacher.describe()}; {teacher.advice}")
     # A kind of each topic after another, not all kinds of one topic first.
     seen: collections.Counter[tuple[str, str]] = collections.Counter()
     ranked = []
