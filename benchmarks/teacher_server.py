@@ -105,7 +105,8 @@ class Manners:
     shares: dict[str, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
     after: int = 0  # requests that are answered well before it begins to misbehave
-    bad_answers: int = 10**9  # unusable answers to a prompt, at most
+    failures: int = 10**9  # to requests of one prompt, at most
+    bad_answers: int = 10**9  # unusable answers to one prompt, at most
     stern: float = 0.0  # share of texts rejected where it is asked to judge
     delay: float = 0.0  # seconds an answer takes
     stall: float = 30.0  # and one that comes too late
@@ -124,7 +125,7 @@ class Server:
         self._file = file and file.open("a", buffering=1, encoding="utf-8")
         self._asked: collections.Counter[str] = collections.Counter()
         self._seen: set[str] = set()
-        self._bad: collections.Counter[str] = collections.Counter()
+        self._met: collections.Counter[tuple[str, bool]] = collections.Counter()
         self._allowed, self._since = 1.0, time.monotonic()
 
     async def start(self, port: int = 0) -> int:
@@ -219,10 +220,10 @@ class Server:
         rng = random.Random(f"{self.manners.seed}/{key}/{self._asked[key]}")
         weights = [*self.manners.shares.values(), max(1 - sum(self.manners.shares.values()), 0)]
         kind = rng.choices([*names, "good"], weights)[0]
-        if kind in BAD_ANSWERS:
-            if self._bad[key] >= self.manners.bad_answers:
-                return "good"
-            self._bad[key] += 1
+        most = self.manners.bad_answers if kind in BAD_ANSWERS else self.manners.failures
+        if kind != "good" and self._met[key, kind in BAD_ANSWERS] >= most:
+            return "good"
+        self._met[key, kind in BAD_ANSWERS] += 1
         return kind
 
     def _within_rate(self) -> bool:

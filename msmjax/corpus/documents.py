@@ -131,6 +131,8 @@ async def _cells(source: DocumentSource, said: dict, teacher: Teacher, lost: col
     by_topic = [cell for found in await all_of(map(subdomains, domains)) for cell in found]
     if not by_topic:
         raise BadInput(f"spec {said['spec'].name}: no usable topic; {teacher.describe()}; {teacher.advice}")
+    # Two themes may have the same topic, and the same prompts would give the same documents.
+    by_topic = list({dataclasses.replace(cell, domain=""): cell for cell in reversed(by_topic)}.values())[::-1]
     # A kind of each topic after another, not all kinds of one topic first.
     seen: collections.Counter[tuple[str, str]] = collections.Counter()
     ranked = []
