@@ -135,19 +135,22 @@ async def _topics(source: ConversationSource, said: dict, teacher: Teacher) -> l
     parse = functools.partial(blocks, name="situation", fields=("name",), most=source.domains)
     asked = await teacher.ask("situations", prompt("chat_domains", **said, count=source.domains), parse)
     if asked is None:
-        raise BadInput(f"spec {said['spec'].name}: the teacher gave no usable list of situations; {teacher.describe()}")
+        raise BadInput(f"spec {said['spec'].name}: no usable list of situations; {teacher.describe()}; {teacher.advice}")
     return [topic["name"] for topic in asked[0]]
 
 
 def _with_thoughts(text: str) -> tuple[str, str]:
-    """The thoughts and the reply: one block of each, the thoughts first, nothing else, no tags inside."""
-    match = re.fullmatch(r"\s*<think>(.*?)</think>\s*<reply>(.*?)</reply>\s*", text, re.DOTALL)
+    """The thoughts and the reply: one block of each, the thoughts first, nothing else, no tags inside.
+
+    They are not asked for between <think> tags, which Inspect AI and many servers cut out of an answer.
+    """
+    match = re.fullmatch(r"\s*<thoughts>(.*?)</thoughts>\s*<reply>(.*?)</reply>\s*", text, re.DOTALL)
     if match is None:
         one(text, "reply")  # raises with the reason, where it is one of the usual
-        raise Unusable("no whole <think> before the reply")
+        raise Unusable("no whole <thoughts> before the reply")
     thoughts, reply = match[1].strip(), match[2].strip()
     if not thoughts or not reply:
-        raise Unusable("empty <think> or <reply>")
+        raise Unusable("empty <thoughts> or <reply>")
     return thoughts, _without_tags(reply, thoughts)
 
 
@@ -157,7 +160,7 @@ def _reply(text: str) -> tuple[str, str]:
 
 def _without_tags(reply: str, thoughts: str = "") -> str:
     """A stray tag would be trained on, or split the answer where a chat template looks for it."""
-    if re.search(r"</?(think|reply)>", reply + thoughts):
+    if re.search(r"</?(think|thoughts|reply)>", reply + thoughts):
         raise Unusable("a tag inside the answer")
     return reply
 

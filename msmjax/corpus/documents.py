@@ -117,7 +117,7 @@ async def _cells(source: DocumentSource, said: dict, teacher: Teacher, lost: col
     themes = functools.partial(blocks, name="theme", fields=("name", "description"), most=source.domains)
     asked = await teacher.ask("themes", prompt("domains", **said, count=source.domains), themes)
     if asked is None:
-        raise BadInput(f"spec {said['spec'].name}: the teacher gave no usable list of themes; {teacher.describe()}")
+        raise BadInput(f"spec {said['spec'].name}: no usable list of themes; {teacher.describe()}; {teacher.advice}")
     domains = asked[0]
 
     async def subdomains(domain: dict) -> list[Cell]:
@@ -131,7 +131,9 @@ async def _cells(source: DocumentSource, said: dict, teacher: Teacher, lost: col
 
     by_topic = [cell for found in await all_of(map(subdomains, domains)) for cell in found]
     if not by_topic:
-        raise BadInput(f"spec {said['spec'].name}: the teacher gave no usable topic; {teacher.describe()}")
+        raise BadInput(f"spec {said['spec'].name}: no usable topic; {teacher.describe()}; {teacher.advice}")
+    # Two themes may have the same topic, and the same prompts would give the same documents.
+    by_topic = list({dataclasses.replace(cell, domain=""): cell for cell in reversed(by_topic)}.values())[::-1]
     # A kind of each topic after another, not all kinds of one topic first.
     seen: collections.Counter[tuple[str, str]] = collections.Counter()
     ranked = []

@@ -7,17 +7,20 @@ A journal is also a transcript: the recorded teacher replays one and calls nobod
 
 import asyncio
 import collections
+import contextlib
+import contextvars
 import dataclasses
 import email.utils
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +32,9 @@ RECORDED = "recorded"
 LOCAL = "msmjax/"  # and a directory of weights: they answer here (local_teacher.py)
 RATE_LIMIT = "status 429"
 CALLS = 10  # of one request, until the teacher is said not to answer: with the waits below, after about four minutes
-LONGEST_WAIT = 60.0  # seconds between two of them
+FIRST_WAIT = 0.5  # seconds between two of them; it doubles
+LONGEST_WAIT = 60.0
+LONGEST_ASKED = 600.0  # where the server says how long
 REFUSAL = r"\W*(I('m| am) sorry|I can('t|not)|I won't|I('m| am) (not able|unable)|Sorry,)"  # how an answer begins that is none
 WINDOW = 40  # last answers that the error budget looks at
 
@@ -41,9 +46,10 @@ class Unusable(Exception):
 class Busy(Exception):
     """The call failed in a way that waiting may mend."""
 
-    def __init__(self, reason: str, wait: float | None = None):
+    def __init__(self, reason: str, wait: float | None = None, paid: bool = False):
         super().__init__(reason)
         self.wait = wait  # seconds, where the server said so
+        self.paid = paid  # it may be on the bill: no answer arrived whole, but the server did not decline either
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +73,7 @@ class TeacherConfig:
     batch: bool  # the provider's batch mode: half the price, hours of waiting
     input_price: float  # dollars for a million tokens
     output_price: float
-    budget: float  # dollars; no call is made that could exceed it. 0: no bound
+    budget: float  # dollars for all answers of the journal; no call is made that could exceed it. 0: no bound
     tries: int  # answers asked for until one can be used
     error_share: float  # of the last answers that may fail or be unusable before the run is aborted
 
@@ -143,9 +149,12 @@ class Teacher:
         self._answers: dict[str, Answer] = {}
         self._asking: dict[str, asyncio.Future] = {}
         self._tokens = [0, 0]  # in and out, of all answers in the journal
+        self._under_way = [0, 0]  # what the calls under way can come to
+        self._unknown = [0, 0]  # what this run's calls can come to that may be on the bill, but whose answer never arrived
         self._last: collections.deque[bool] = collections.deque(maxlen=WINDOW)
         self._stopped: BadInput | None = None
-        self._reserved = 0.0  # dollars that the calls under way may cost
+        self._moved = asyncio.Event()  # a call ended
+        self._halted = asyncio.Event()  # no call will begin
         self.calls: collections.Counter[str] = collections.Counter()  # "answered", "replayed", or how a call failed
         self.unusable: collections.Counter[str] = collections.Counter()  # reason -> answers
         self.changed: Callable[[], None] = lambda: None  # called after each answer: a progress bar's
@@ -193,6 +202,11 @@ class Teacher:
             return parsed, answer, key
         return None
 
+    @property
+    def advice(self) -> str:
+        """What helps where its answers cannot be used: the same command would only read them again."""
+        return f"mend the cause, then raise tries or remove {self.path}"
+
     def ledger(self) -> dict:
         """What this teacher's journal holds and cost in all, and what this run called."""
         return {
@@ -200,7 +214,8 @@ class Teacher:
             "answers": len(self._answers),
             "input_tokens": self._tokens[0],
             "output_tokens": self._tokens[1],
-            "dollars": round(self._dollars(), 6),
+            "dollars": round(self._price(self._tokens), 6),
+            "dollars_unknown": round(self._price(self._unknown), 6),  # at most, for answers that never arrived
             "calls": dict(sorted(self.calls.items())),
             "unusable": dict(sorted(self.unusable.items())),
         }
@@ -210,14 +225,14 @@ class Teacher:
         failed = sum(self.calls.values()) - self.calls["answered"] - self.calls["replayed"]
         parts = [f"{self.calls['answered']:,} answered", f"{self.calls['replayed']:,} known"]
         parts += [f"{failed:,} failed"] if failed else []
-        parts += [f"{sum(self.unusable.values()):,} unusable"] if self.unusable else []
-        return ", ".join([*parts, f"${self._dollars():,.2f}"])
+        if self.unusable:
+            parts.append(f"{sum(self.unusable.values()):,} unusable (most: {self.unusable.most_common(1)[0][0]})")
+        return ", ".join([*parts, f"${self._price(self._tokens):,.2f}"])
 
-    def _price(self, tokens_in: int, tokens_out: int) -> float:
+    def _price(self, *tokens: Sequence[int]) -> float:
+        """Dollars for the sum of pairs of tokens in and out."""
+        tokens_in, tokens_out = (sum(column) for column in zip(*tokens, strict=True))
         return (tokens_in * self.config.input_price + tokens_out * self.config.output_price) / 1e6
-
-    def _dollars(self) -> float:
-        return self._price(*self._tokens)
 
     async def _answer(self, key: str, unit: str, prompt: str) -> Answer:
         if key in self._answers:
@@ -244,40 +259,74 @@ class Teacher:
 
     async def _call(self, key: str, unit: str, prompt: str) -> Answer:
         """One paid answer, written down. Failed calls are made again after a wait that doubles, or that the server asked for."""
-        # A token is at least a character of most texts; the bound must not be below what the provider will count.
-        worst = self._price(len(prompt.encode()), self.config.max_tokens)
-        failed = ""
-        for call in range(CALLS):
-            wait = 0.0
+        failures, answered = 0, self.calls["answered"]
+        for call in itertools.count():
             async with self._slots:
-                if self._stopped:
-                    raise self._stopped
-                if self.config.budget and self._dollars() + self._reserved + worst > self.config.budget:
-                    self._stop(
-                        f"the budget of ${self.config.budget:,.2f} is spent: ${self._dollars():,.2f} for {len(self._answers):,} "
-                        f"answers, and the next call could exceed it; all answers are kept: raise budget and run the same command"
-                    )
-                self._reserved += worst
                 try:
-                    answer = await self._generate(prompt)
-                    self._write(key, unit, answer)
-                    self.calls["answered"] += 1
-                    return answer
-                except BadInput as error:
-                    self._stopped = self._stopped or error
-                    raise
+                    return await self._call_once(key, unit, prompt)
                 except Busy as busy:
-                    failed = str(busy)
-                    self.calls[failed] += 1
-                    if failed != RATE_LIMIT:  # which says that there are too many calls, not that something is wrong
-                        self._note(False, failed, False)
-                    wait = busy.wait if busy.wait is not None else min(0.5 * 2**call, LONGEST_WAIT)
-                finally:
-                    self._reserved -= worst
-                    self.changed()
-            # The jitter keeps those who failed together from coming back together.
-            await asyncio.sleep(wait * random.uniform(0.75, 1.25))
-        self._stop(f"{unit}: {CALLS} calls failed, the last with: {failed}; all answers are kept: run the same command later")
+                    failed, limited = str(busy), str(busy) == RATE_LIMIT
+                    own = min(FIRST_WAIT * 2 ** min(call, CALLS), LONGEST_WAIT) if busy.wait is None else busy.wait
+                    # The jitter keeps those who failed together from coming back together; nobody comes before the server said.
+                    wait = own * random.uniform(0.75 if busy.wait is None else 1.0, 1.25)
+                if not limited:
+                    self._note(False, failed, False)
+                # A rate limit says that there are too many calls, not that something is wrong: who meets it keeps the slot while
+                # it waits, so that fewer call, and as long as others are answered it goes on.
+                failures += not (limited and self.calls["answered"] > answered)
+                answered = self.calls["answered"]
+                if failures == CALLS:
+                    self._stop(f"{unit}: {CALLS} calls failed, the last with: {failed}; all answers are kept: run the same command "
+                               "later")  # fmt: skip
+                if limited:
+                    await self._pause(wait)
+            if not limited:
+                await self._pause(wait)
+        raise AssertionError("the loop has no end")
+
+    async def _call_once(self, key: str, unit: str, prompt: str) -> Answer:
+        # A token is at least a byte of text: no provider will count more.
+        bound = (len(prompt.encode()), self.config.max_tokens)
+        await self._afford(bound)
+        self._under_way = _plus(self._under_way, bound)
+        try:
+            answer = await self._generate(prompt)
+            self._write(key, unit, answer)
+            self.calls["answered"] += 1
+            return answer
+        except BadInput as error:
+            self._halt(error)
+            raise
+        except Busy as busy:
+            self.calls[str(busy)] += 1
+            if busy.paid:
+                self._unknown = _plus(self._unknown, bound)
+            raise
+        finally:
+            self._under_way = _plus(self._under_way, bound, -1)
+            self._moved.set()
+            self.changed()
+
+    async def _afford(self, bound: tuple[int, int]) -> None:
+        """Returns when a call of at most so many tokens fits into the budget whatever those under way will cost."""
+        while not self._stopped and self.config.budget:
+            if self._price(self._tokens, self._unknown, self._under_way, bound) <= self.config.budget:
+                return
+            if not any(self._under_way):
+                self._stop(
+                    f"the budget of ${self.config.budget:,.2f} is spent: ${self._price(self._tokens):,.2f} for "
+                    f"{len(self._answers):,} answers, up to ${self._price(self._unknown):,.2f} for calls whose answer never "
+                    "arrived, and the next call could exceed it; all answers are kept: raise budget and run the same command"
+                )
+            self._moved.clear()
+            await self._moved.wait()
+        if self._stopped:
+            raise self._stopped
+
+    async def _pause(self, seconds: float) -> None:
+        """A wait that a stopped run does not wait out."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._halted.wait(), seconds)
 
     def _write(self, key: str, unit: str, answer: Answer) -> None:
         """To the disk before anything is done with it: an answer is paid for once."""
@@ -288,17 +337,16 @@ class Teacher:
         except OSError as error:
             raise artifact.disk_error(error, self.path) from error
         self._keep(key, answer)
-        if answer.model != self._served:
-            self._stop(
-                f"{self._served} answered first and {answer.model} now, so the name does not stand for one model; pin it, and "
-                f"remove {self.path}"
-            )
 
     def _keep(self, key: str, answer: Answer) -> None:
-        self._served = next(iter(self._answers.values()), answer).model
+        served = next(iter(self._answers.values()), answer).model
         self._answers[key] = answer
-        self._tokens[0] += answer.input_tokens
-        self._tokens[1] += answer.output_tokens
+        self._tokens = _plus(self._tokens, (answer.input_tokens, answer.output_tokens))
+        if answer.model != served and self.config.model != RECORDED:
+            self._stop(
+                f"{served} answered first and {answer.model} later, so the name does not stand for one model; pin it, and remove "
+                f"{self.path}"
+            )
 
     def _note(self, good: bool, reason: str, known: bool) -> None:
         """Aborts a run whose answers keep failing."""
@@ -314,8 +362,12 @@ class Teacher:
 
     def _stop(self, why: str) -> None:
         """No call begins after this one; those under way end and are written down."""
-        self._stopped = self._stopped or BadInput(f"teacher {self.config.model}: {why}")
+        self._halt(BadInput(f"teacher {self.config.model}: {why}"))
         raise self._stopped
+
+    def _halt(self, error: BadInput) -> None:
+        self._stopped = self._stopped or error
+        self._halted.set()
 
     def _read(self, path: Path) -> None:
         if not path.is_file():
@@ -335,6 +387,10 @@ async def all_of(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
         if isinstance(result, BaseException):
             raise result
     return results
+
+
+def _plus(tokens: Sequence[int], more: Sequence[int], sign: int = 1) -> list[int]:
+    return [one + sign * other for one, other in zip(tokens, more, strict=True)]
 
 
 def tagged(text: str, name: str) -> list[str]:
@@ -375,13 +431,17 @@ def inspect_model(config: TeacherConfig) -> Generate:
     except Exception as error:
         raise BadInput(f"teacher {config.model}: {_first_line(error)}") from error
 
+    # Inspect keeps each call, with its prompt, in a transcript of the context it finds; a context of its own ends with the call.
+    context = contextvars.copy_context()
+
     async def generate(prompt: str) -> Answer:
+        call = model.generate([ChatMessageUser(content=prompt)])
         try:
-            output = await model.generate([ChatMessageUser(content=prompt)])
+            output = await asyncio.create_task(call, context=context.copy())
         except Exception as error:
             raise _translated(config, error) from error
         if not output.choices:
-            raise Busy("an answer without a choice")
+            raise Busy("an answer without a choice", paid=True)
         usage = output.usage
         if usage is None:
             raise BadInput(f"teacher {config.model}: counts no tokens, so what it costs cannot be known; use a server that does")
@@ -396,18 +456,28 @@ def _translated(config: TeacherConfig, error: Exception) -> Exception:
     while getattr(error, "last_attempt", None) is not None:  # tenacity's
         error = error.last_attempt.exception() or error
     status = getattr(error, "status_code", None)
-    if status in (401, 403, 404):
-        return BadInput(f"teacher {config.model}: {status}, {_first_line(error)}; check the key, the model's name and base_url")
+    said = _first_line(getattr(error, "provider_message", None) or error)  # Inspect's own message begins with the whole request
+    if status in (401, 402, 403, 404):
+        return BadInput(f"teacher {config.model}: {status}, {said}; check the key, the account, the model's name and base_url")
     if status in (400, 413, 422):
-        return Unusable(f"declined with {status}")
-    wait = None
-    headers = getattr(getattr(error, "response", None), "headers", {}) or {}
-    if after := headers.get("retry-after"):
-        if re.fullmatch(r"\d+(\.\d+)?", after):
-            wait = float(after)
-        elif date := email.utils.parsedate_to_datetime(after):
-            wait = max(date.timestamp() - time.time(), 0.0)
-    return Busy(f"status {status}" if status else type(error).__name__, None if wait is None else min(wait, LONGEST_WAIT))
+        return Unusable(f"declined with {status}: {said}")
+    if status:
+        headers = getattr(getattr(error, "response", None), "headers", {})
+        return Busy(f"status {status}", _seconds(headers.get("retry-after", "")))
+    reached = type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout")
+    return Busy(type(error).__name__, paid=reached)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """How long a Retry-After header says to wait: seconds, or a date; None where it says neither."""
+    try:
+        wait = float(retry_after)
+    except ValueError:
+        try:
+            wait = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(0.0, wait), LONGEST_ASKED)
 
 
 def _whole(answer: Answer) -> str:
@@ -449,6 +519,6 @@ def _slug(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", model)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: object) -> str:
     lines = [line.strip() for line in re.sub(r"\[/?[a-z ]+\]", "", str(error)).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
