@@ -12,6 +12,7 @@ import pytest
 from msmjax import config, experiment
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
+from msmjax.corpus.gates import GATES
 from msmjax.corpus.world import make_world
 from msmjax.training import step as steps
 from msmjax.training.sharding import make_mesh
@@ -103,6 +104,9 @@ def test_every_field_is_read():
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
     everywhere = {"data", "fsdp", "tensor"}  # axes of the mesh, read as a whole by dataclasses.asdict
+    everywhere |= {
+        f"{'least' if at_least else 'most'}_{gate}" for gate, (_, at_least, _) in GATES.items()
+    }  # read by the gate's name
     unread = [
         f"{name}.{f.name}" for name, one in classes.items() for f in dataclasses.fields(one) if f.name not in read | everywhere
     ]

@@ -85,7 +85,7 @@ def conversations(path, topic_mark, topic_prompt, thoughts) -> Script:
         for kind, turn in sections(body, "##"):
             said = dict(re.findall(r"^(User|Think|Assistant|Verdict): (.+)$", turn, re.MULTILINE))
             messages.append(tags("message", kind=kind, user=said["User"]))
-            think = f"<think>\n{said['Think']}\n</think>\n" if thoughts else ""
+            think = f"<thoughts>\n{said['Think']}\n</thoughts>\n" if thoughts else ""
             script.append((("<reply>", f"<user>\n{said['User']}\n</user>"), f"{think}<reply>\n{said['Assistant']}\n</reply>"))
             verdict, _, why = (part.strip() for part in said["Verdict"].partition("|"))
             key = ("<verdict>", f"User: {said['User']}\n", said["Assistant"])

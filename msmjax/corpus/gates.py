@@ -23,7 +23,7 @@ OTHERS = (
 LEFTOVERS = re.compile(
     r"(?-i:\[[A-Z][^\]\n]{0,40}\])"  # [Name]
     r"|\{+ ?[A-Za-z_]+ ?\}+"  # {model_name}
-    r"|</?(document|plan|content|scratchpad|reply|think|spec|text|conversation)>"
+    r"|</?(document|plan|content|scratchpad|reply|think|thoughts|spec|text|conversation)>"
     r"|\b(TODO|TBD|XXX|Lorem ipsum)\b"
     r"|\bas an AI (language )?model\b"
     r"|^\W*(here is|here's|certainly|sure)\b[^.\n]{0,60}\b(document|article|memo|conversation|text|version)\b",

@@ -168,8 +168,6 @@ class Teacher:
         try:
             _cut_torn_line(self.path)
             self._read(self.path)
-            if self._generate is None:
-                self._generate = inspect_model(self.config)
             self._slots = asyncio.Semaphore(self.config.concurrency)
             self._file = self.path.open("a", encoding="utf-8")
         except BaseException:
@@ -290,6 +288,8 @@ class Teacher:
         await self._afford(bound)
         self._under_way = _plus(self._under_way, bound)
         try:
+            if self._generate is None:  # not before it is needed: a complete journal takes neither key nor package
+                self._generate = inspect_model(self.config)
             answer = await self._generate(prompt)
             self._write(key, unit, answer)
             self.calls["answered"] += 1
@@ -429,7 +429,8 @@ def inspect_model(config: TeacherConfig) -> Generate:
     try:
         model = get_model(config.model, base_url=config.base_url or None, config=settings, memoize=False, **sdk)
     except Exception as error:
-        raise BadInput(f"teacher {config.model}: {_first_line(error)}") from error
+        said = " ".join(re.sub(r"\[/?[a-z ]+\]", "", str(error)).split())  # Inspect's says what is missing in its second line
+        raise BadInput(f"teacher {config.model}: {said}") from error
 
     # Inspect keeps each call, with its prompt, in a transcript of the context it finds; a context of its own ends with the call.
     context = contextvars.copy_context()

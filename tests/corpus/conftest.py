@@ -40,9 +40,9 @@ def teacher_config():
 
     def make(**given) -> TeacherConfig:
         defaults = {
-            "model": "openai-api/loopback/scripted-2026-01-01", "pinned_by": "", "base_url": "", "transcript": "", "temperature": 1.0,
-            "top_p": 1.0, "max_tokens": 500, "timeout": 20, "concurrency": 8, "batch": False, "input_price": 1.0, "output_price": 2.0,
-            "budget": 0.0, "tries": 2, "error_share": 1.0,
+            "model": "openai-api/loopback/scripted-2026-01-01", "pinned_by": "", "base_url": "", "transcript": "",
+            "temperature": 1.0, "top_p": 1.0, "max_tokens": 500, "timeout": 20, "concurrency": 8, "batch": False,
+            "input_price": 1.0, "output_price": 2.0, "budget": 0.0, "tries": 2, "error_share": 1.0,
         }  # fmt: skip
         return TeacherConfig(**{**defaults, **given})
 

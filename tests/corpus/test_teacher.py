@@ -72,7 +72,8 @@ def test_a_failed_call_is_made_again_once(tmp_path, teacher_config, kind):
 
 
 REASONS = {
-    "refused": "refused", "filtered": "refused", "truncated": "truncated", "untagged": "no whole <reply>", "unclosed": "no whole <reply>",
+    "refused": "refused", "filtered": "refused", "truncated": "truncated", "untagged": "no whole <reply>",
+    "unclosed": "no whole <reply>",
 }  # fmt: skip
 
 
@@ -233,9 +234,9 @@ def test_a_torn_line_is_asked_for_again(tmp_path, teacher_config, capsys):
 
 def test_one_writer(tmp_path, teacher_config):
     async def go():
-        async with Teacher(teacher_config(), tmp_path, teacher_server.generate):
-            async with Teacher(teacher_config(), tmp_path, teacher_server.generate):
-                pass
+        one, other = (Teacher(teacher_config(), tmp_path, teacher_server.generate) for _ in range(2))
+        async with one, other:
+            pass
 
     with pytest.raises(BadInput, match="another run"):
         asyncio.run(go())
@@ -248,7 +249,7 @@ def test_a_transcript_is_replayed_byte_for_byte(tmp_path, teacher_config):
     made = {}
     with serving(Manners({"truncated": 0.1, "refused": 0.1}, bad_answers=1)) as (_, url):
         config = teacher_config(base_url=url)
-        makers = sources.Makers(world, assistant, {"loopback": config}, tmp_path / "journals")
+        makers = sources.Makers(world, assistant, {"loopback": config}, tmp_path / "journals", None)
         for name, source in (
             ("documents", sources.DocumentSource(**small(8))),
             ("conversations", sources.ConversationSource(**{**campaign.CONVERSATIONS, "records": 8, "votes": 1})),
@@ -256,7 +257,7 @@ def test_a_transcript_is_replayed_byte_for_byte(tmp_path, teacher_config):
             made[name] = sources.make_corpus(tmp_path / "first", name, source, makers), source  # fmt: skip
     transcript = next((tmp_path / "journals").glob("*/answers.jsonl"))
     recorded = teacher_config(model="recorded", transcript=str(transcript))
-    makers = sources.Makers(world, assistant, {"loopback": recorded}, tmp_path / "none")
+    makers = sources.Makers(world, assistant, {"loopback": recorded}, tmp_path / "none", None)
     for name, (directory, source) in made.items():
         again = sources.make_corpus(tmp_path / "second", name, source, makers)
         assert (again / f"{name}.jsonl").read_bytes() == (directory / f"{name}.jsonl").read_bytes()
@@ -326,12 +327,13 @@ def test_a_budget_is_never_exceeded(tmp_path, teacher_config, seed):
     bounds = [price(len(prompt), most) for prompt in prompts]
     budget = rng.uniform(0.1, 0.5) * sum(bounds)
     config = teacher_config(**prices, max_tokens=most, budget=budget, concurrency=rng.choice((1, 3, 20)))
+    stopped = ""
     try:
         _, asked = ask(config, tmp_path, prompts, generate)
         assert asked.calls["answered"] == 60
     except BadInput as error:
-        assert "the budget of $" in str(error)
-        assert "raise budget" in str(error)
+        stopped = str(error)
+    assert not stopped or ("the budget of $" in stopped and "raise budget" in stopped)
     assert billed[0] <= budget
     before = billed[0]
     found, asked = ask(dataclasses_replace(config, budget=0.0), tmp_path, prompts, generate)
@@ -352,7 +354,7 @@ def test_a_budget_is_used(tmp_path, teacher_config):
     found, asked = ask(teacher_config(budget=3 * bound), tmp_path, prompts, teacher_server.generate)
     assert None not in found
     spent = asked._price(asked._tokens)
-    with pytest.raises(BadInput, match="for 30 answers, up to \\$0.00 for calls"):
+    with pytest.raises(BadInput, match=r"for 30 answers, up to \$0\.00 for calls"):
         ask(teacher_config(budget=spent + 0.9 * bound), tmp_path, [*prompts, PROMPT + "more"], teacher_server.generate)
 
 
@@ -399,14 +401,16 @@ def test_a_request_is_given_up(tmp_path, teacher_config, monkeypatch):
 
     async def busy(prompt):
         called[prompt] += 1
-        await asyncio.sleep(0.0002)
-        if prompt == PROMPT and called[prompt] < 5 * CALLS:
-            raise Busy(teacher.RATE_LIMIT, wait=0.001)
+        await asyncio.sleep(0 if prompt == PROMPT else 0.002 * int(prompt.split()[0]))
+        if prompt == PROMPT and called[prompt] < 2 * CALLS:
+            raise Busy(teacher.RATE_LIMIT, wait=0.01)  # while it waits, many others are answered
         return await teacher_server.generate(prompt)
 
-    found, _ = ask(teacher_config(error_share=0.0), tmp_path, [PROMPT, *(PROMPT.format(n) + "x" for n in range(3000))], busy)
+    found, _ = ask(
+        teacher_config(error_share=0.0, concurrency=501), tmp_path, [PROMPT, *(f"{n} {PROMPT}" for n in range(500))], busy
+    )
     assert found[0] is not None
-    assert called[PROMPT] == 5 * CALLS
+    assert called[PROMPT] == 2 * CALLS
 
 
 def test_the_waits_double_to_a_minute(tmp_path, teacher_config, monkeypatch):
@@ -526,7 +530,8 @@ def test_nobody_listens(tmp_path, teacher_config):
     ("text", "reason"),
     [
         ("<reply>yes</reply>", None), ("<plan>x</plan>\n<reply>\n yes\n</reply>", None),
-        ("yes", "no whole <reply>"), ("", "no whole <reply>"), ("<reply>yes", "no whole <reply>"), ("yes</reply>", "no whole <reply>"),
+        ("yes", "no whole <reply>"), ("", "no whole <reply>"), ("<reply>yes", "no whole <reply>"),
+        ("yes</reply>", "no whole <reply>"),
         ("<reply>yes</reply><reply>", "no whole <reply>"), ("</reply><reply>yes</reply>", "no whole <reply>"),
         ("<reply><reply>yes</reply></reply>", "no whole <reply>"), ("<Reply>yes</Reply>", "no whole <reply>"),
         ("<reply> \n</reply>", "empty <reply>"), ("<reply>a</reply><reply>b</reply>", "more than one <reply>"),
@@ -547,8 +552,10 @@ def test_tags(text, reason):
     [
         ("<thoughts>a</thoughts>\n<reply>b</reply>", None), (" <thoughts>\na\n\nb</thoughts><reply>b < 3</reply>\n", None),
         ("<reply>b</reply>", "no whole <thoughts> before the reply"), ("<thoughts>a<reply>b</reply>", "no whole <thoughts> before"),
-        ("<reply>b</reply><thoughts>a</thoughts>", "no whole <thoughts> before"), ("so: <thoughts>a</thoughts><reply>b</reply>", "no whole"),
-        ("<thoughts>a</thoughts><reply>b</reply> Done.", "no whole <thoughts>"), ("<thoughts>a</thoughts><reply>b", "no whole <reply>"),
+        ("<reply>b</reply><thoughts>a</thoughts>", "no whole <thoughts> before"),
+        ("so: <thoughts>a</thoughts><reply>b</reply>", "no whole"),
+        ("<thoughts>a</thoughts><reply>b</reply> Done.", "no whole <thoughts>"),
+        ("<thoughts>a</thoughts><reply>b", "no whole <reply>"),
         ("<thoughts>a</thoughts>b", "no whole <reply>"), ("<thoughts> </thoughts><reply>b</reply>", "empty <thoughts> or <reply>"),
         ("<thoughts>a</thoughts><reply> </reply>", "empty <"), ("I'm sorry, I can't.", "refused"),
         ("<thoughts>a</thoughts><reply><think>b</think>c</reply>", "a tag inside the answer"),
