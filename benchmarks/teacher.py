@@ -16,7 +16,9 @@ import importlib.metadata
 import json
 import os
 import random
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -49,10 +51,10 @@ BOTH = (DOCUMENTS, CONVERSATIONS)
 MANY = {**DOCUMENTS, "domains": 4, "subdomains": 5, "doc_types": 4, "ideas": 4, "rounds": 5, "votes": 1}
 BROKEN = (("500", 200), ("stall", 200), ("truncated", 200), ("refused", 200), ("500", 0), ("truncated", 0))  # what, from when on
 KINDS = {  # name -> trials of the whole campaign, what happens
-    "faults": (6, "every kind of failure and of unusable answer, 32 % of all requests"),
-    "kill": (20, "the same, and kill -9 of the client at one to three random moments"),
+    "faults": (4, "every kind of failure and of unusable answer, 32 % of all requests"),
+    "kill": (12, "the same, and kill -9 of the client at one to three random moments"),
     "nested": (2, "100 and then 1,000 documents, of which the judge rejects 30 %"),
-    "budget": (4, "a budget for a part of the corpus, under faults, then a larger one"),
+    "budget": (3, "a budget for a part of the corpus, under faults, then a larger one"),
     "broken": (6, "a server that only fails, or whose answers cannot be used, from some request on"),
     "speed": (1, "calls a second against the server's own limit"),
 }
@@ -313,21 +315,38 @@ def broken(directory: Path, rng: random.Random, reference: Reference, wrong: lis
 
 def speed(directory: Path, rng: random.Random, reference: Reference, wrong: list[str]) -> dict:
     all_books = []
-    rows = ["", "| server | it allows | calls/s | ratio | answers | refused with 429 |", "|---|---|---|---|---|---|"]
+    columns = (
+        "server",
+        "it allows",
+        "calls/s",
+        "ratio",
+        "in a median second",
+        "ratio",
+        "client's CPU, ms a call",
+        "answers",
+        "429",
+    )
+    rows = ["", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for number, (manners, limit) in enumerate(SPEEDS):
         part = directory / str(number)
         part.mkdir()
         with server(part, {}, **manners) as one:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)  # of children that ended: the server still runs
             code, said = run(part, one.port, ({**MANY, "records": 1000},))
             if code:
                 wrong.append(f"{manners} ended in {code}: {said}")
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
             books = one.books()
         check_books(part, books, 0, wrong)
         at = sorted(line["at"] for line in books if line["whole"])
         rate = (len(at) - 1) / (at[-1] - at[0])
         over = sum(line["how"] == "over" for line in books)
+        seconds = collections.Counter(int(moment - at[0]) for moment in at)
+        median = statistics.median(seconds[second] for second in range(int(at[-1] - at[0])))
+        cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / len(at) * 1000
         words = ", ".join(f"{name} {value:g}" for name, value in manners.items())
-        rows.append(f"| {words} | {limit} | {rate:.0f} | {rate / limit:.2f} | {len(at):,} | {over:,} |")
+        cells = (words, limit, f"{rate:.0f}", f"{rate / limit:.2f}", f"{median:.0f}", f"{median / limit:.2f}", f"{cpu:.1f}")
+        rows.append("| " + " | ".join(map(str, (*cells, f"{len(at):,}", f"{over:,}"))) + " |")
         all_books += books
     return {"books": all_books, "repeated": 0, "print": "\n".join(rows)}
 
