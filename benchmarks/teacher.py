@@ -79,6 +79,8 @@ class Server:
         self.port = int(self.process.stdout.readline())
 
     def summary(self) -> dict:
+        if (code := self.process.poll()) is not None:
+            sys.exit(f"the server's process ended in {code}, which nobody asked for")
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/books") as answer:
             return json.load(answer)
 
