@@ -8,7 +8,6 @@ A journal is also a transcript: the recorded teacher replays one and calls nobod
 import asyncio
 import collections
 import contextlib
-import contextvars
 import dataclasses
 import email.utils
 import functools
@@ -432,13 +431,11 @@ def inspect_model(config: TeacherConfig) -> Generate:
         said = " ".join(re.sub(r"\[/?[a-z ]+\]", "", str(error)).split())  # Inspect's says what is missing in its second line
         raise BadInput(f"teacher {config.model}: {said}") from error
 
-    # Inspect keeps each call, with its prompt, in a transcript of the context it finds; a context of its own ends with the call.
-    context = contextvars.copy_context()
-
     async def generate(prompt: str) -> Answer:
         call = model.generate([ChatMessageUser(content=prompt)])
         try:
-            output = await asyncio.create_task(call, context=context.copy())
+            # Inspect keeps each call, with its prompt, in a transcript of the task's context: a task of its own ends with the call.
+            output = await asyncio.create_task(call)
         except Exception as error:
             raise _translated(config, error) from error
         if not output.choices:
