@@ -51,10 +51,10 @@ BOTH = (DOCUMENTS, CONVERSATIONS)
 MANY = {**DOCUMENTS, "domains": 4, "subdomains": 5, "doc_types": 4, "ideas": 4, "rounds": 5, "votes": 1}
 BROKEN = (("500", 200), ("stall", 200), ("truncated", 200), ("refused", 200), ("500", 0), ("truncated", 0))  # what, from when on
 KINDS = {  # name -> trials of the whole campaign, what happens
-    "faults": (4, "every kind of failure and of unusable answer, 32 % of all requests"),
-    "kill": (12, "the same, and kill -9 of the client at one to three random moments"),
+    "faults": (6, "every kind of failure and of unusable answer, 32 % of all requests"),
+    "kill": (20, "the same, and kill -9 of the client at one to three random moments"),
     "nested": (2, "100 and then 1,000 documents, of which the judge rejects 30 %"),
-    "budget": (3, "a budget for a part of the corpus, under faults, then a larger one"),
+    "budget": (4, "a budget for a part of the corpus, under faults, then a larger one"),
     "broken": (6, "a server that only fails, or whose answers cannot be used, from some request on"),
     "speed": (1, "calls a second against the server's own limit"),
 }
