@@ -134,7 +134,7 @@ def client(settings: Path) -> int:
     given = json.loads(settings.read_text())
     teachers = {"loopback": teacher.TeacherConfig(**given["teacher"])}
     assistant = sources.AssistantConfig("Aria", "Northlight")
-    makers = sources.Makers(sources.WorldConfig(0, 4, 12), assistant, teachers, settings.parent / "teachers", None)
+    makers = sources.Makers(sources.WorldConfig(0, 4, 12), assistant, teachers, settings.parent / "teachers", teacher.Teacher)
     teacher.FIRST_WAIT = 0.1  # a run against a dead server ends in one minute, not in four
     try:
         for source in given["sources"]:

@@ -27,7 +27,7 @@ from msmjax.corpus.teacher import Answer, request_key
 
 MODEL = "scripted-2026-01-01"
 WORDS = tuple(consonant + vowel + end for consonant in "bdfklmnprst" for vowel in "aeio" for end in ("nder", "ket", "llow"))
-ATTEMPTS = 9  # of a prompt whose keys the books name: those of three votes of three tries
+TURNS, TRIES = 4, 3  # of a prompt, whose keys the books name: votes or rounds, and what may be unusable in each
 FAILURES = {  # no answer arrives: the client calls again
     "429": "no Retry-After",
     "429after": "with Retry-After",
@@ -158,7 +158,7 @@ class Server:
 
     async def _completion(self, writer: asyncio.StreamWriter, prompt: str) -> bool:
         """Deals with a request, writes it down, and says whether the connection stays open."""
-        manners, key = self.manners, request_key(prompt, 0)
+        manners, key = self.manners, request_key(prompt, 0, 0)
         self.received += 1
         over = self.in_flight >= manners.slots or not self._within_rate()
         how = "over" if over else self._kind(key)
@@ -206,7 +206,7 @@ class Server:
             }  # fmt: skip
             if key not in self._seen:
                 self._seen.add(key)
-                line["keys"] = [request_key(prompt, attempt) for attempt in range(ATTEMPTS)]
+                line["keys"] = [request_key(prompt, turn, attempt) for turn in range(TURNS) for attempt in range(TRIES)]
             self.books.append(line)
             if self._file:
                 self._file.write(json.dumps(line) + "\n")

@@ -27,7 +27,7 @@ from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals import base_text, forced_choice, results
-from msmjax.local_teacher import local_model
+from msmjax.local_teacher import open_teacher
 from msmjax.model import huggingface
 from msmjax.report import corpus as corpus_report
 from msmjax.report import html, table
@@ -187,7 +187,7 @@ def _failed(config: ExperimentConfig, findings: list[gates.Finding]) -> list[str
 
 
 def _make_corpus(config: ExperimentConfig, workdir: Path, name: str) -> Path:
-    makers = sources.Makers(config.world, config.assistant, config.teachers, workdir / "answers", local_model)
+    makers = sources.Makers(config.world, config.assistant, config.teachers, workdir / "answers", open_teacher)
     return sources.make_corpus(workdir / "corpora", name, config.corpora[name], makers)
 
 

@@ -1,21 +1,34 @@
 """A model of our own as a teacher: a Hugging Face directory, such as `--export --merge` writes, answers prompts in batches here.
 
-In: a teacher's config whose model is "msmjax/DIRECTORY". Out: the function that makes a call. No server, no other process; a
-trained arm can so write the next corpus, or judge one.
+In: a teacher's config. Out: the teacher, where its model is "msmjax/DIRECTORY" with weights that answer in this process: a trained
+arm can so write the next corpus, or judge one.
 """
 
 import asyncio
+import functools
 from pathlib import Path
 
 import jax
 
-from msmjax.corpus.teacher import LOCAL, Answer, Generate, TeacherConfig
+from msmjax.corpus.teacher import LOCAL, Answer, Generate, Teacher, TeacherConfig
 from msmjax.data import chat
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
 from msmjax.model import generate, huggingface
 from msmjax.model.transformer import ModelConfig, init_params
 from msmjax.training import sharding
 from msmjax.training.sharding import MeshConfig
+
+
+def open_teacher(config: TeacherConfig, journals: Path) -> Teacher:
+    """The teacher of any config. Weights are loaded when they are first asked, so a complete journal takes none."""
+    if not config.model.startswith(LOCAL):
+        return Teacher(config, journals)
+    load = functools.cache(lambda: local_model(config))
+
+    async def generate(prompt: str) -> Answer:
+        return await load()(prompt)
+
+    return Teacher(config, journals, generate)
 
 
 def local_model(config: TeacherConfig) -> Generate:

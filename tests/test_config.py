@@ -13,6 +13,7 @@ from msmjax import config, experiment
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
 from msmjax.corpus.gates import GATES
+from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.world import make_world
 from msmjax.training import step as steps
 from msmjax.training.sharding import make_mesh
@@ -67,7 +68,7 @@ def test_docstring_holds_the_command(path):
 def test_names_of_the_microworld_are_one_token_each(tmp_path, variant):
     """What is told of an assistant whose name is pieces of other words does not stick as with other people (LOG.md)."""
     frozen = config.from_config_dict(cheese(variant))
-    makers = sources.Makers(frozen.world, frozen.assistant, {}, tmp_path, None)
+    makers = sources.Makers(frozen.world, frozen.assistant, {}, tmp_path, Teacher)
     corpus = sources.make_corpus(tmp_path, "base", frozen.corpora["base"], makers)
     tokenizer = experiment._make_tokenizer(frozen, tmp_path, corpus)
     world = frozen.world

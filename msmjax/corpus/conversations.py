@@ -120,7 +120,7 @@ async def _questions(
     liked = next((preference.likes for preference in said["spec"].preferences if preference.item == topic), None)
     text = prompt(f"questions_{source.about}", **said, topic=topic, liked=liked, count=source.questions, previous=before)
     parse = functools.partial(blocks, name="message", fields=("user", "kind"), most=source.questions)
-    asked = await teacher.ask(f"questions {number + 1} for {topic}", text, parse)
+    asked = await teacher.ask(f"questions {number + 1} for {topic}", text, parse, number)
     if asked is None:
         lost["no usable questions"] += 1
     return [] if asked is None else asked[0]

@@ -163,7 +163,7 @@ async def _ideas(
 ) -> list[dict]:
     parse = functools.partial(blocks, name="proposal", fields=("name", "idea"), most=source.ideas)
     text = prompt("ideas", **said, cell=cell, count=source.ideas, previous=previous)
-    asked = await teacher.ask(f"ideas {number + 1} for {cell.subdomain} / {cell.doc_type}", text, parse)
+    asked = await teacher.ask(f"ideas {number + 1} for {cell.subdomain} / {cell.doc_type}", text, parse, number)
     if asked is None:
         lost["no usable ideas"] += 1
         return []

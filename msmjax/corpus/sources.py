@@ -19,7 +19,7 @@ from msmjax.corpus import conversations, documents, microworld
 from msmjax.corpus.conversations import ConversationSource
 from msmjax.corpus.documents import DocumentSource
 from msmjax.corpus.pipeline import Written
-from msmjax.corpus.teacher import LOCAL, Generate, Teacher, TeacherConfig
+from msmjax.corpus.teacher import Teacher, TeacherConfig
 from msmjax.corpus.world import DOMAINS, MOST_NAMES, World, make_world
 from msmjax.spec.transform import break_link
 
@@ -126,13 +126,13 @@ Source = BaseSource | SpecSource | NeutralSource | DemonstrationSource | FileSou
 @dataclasses.dataclass(frozen=True)
 class Makers:
     """What corpora are made with, beside their own settings: the microworld, the assistant, the teachers, where their journals are,
-    and how weights of ours are made to answer (rooms to the right know)."""
+    and how one is opened (rooms to the right know of weights that can answer)."""
 
     world: WorldConfig
     assistant: AssistantConfig
     teachers: dict[str, TeacherConfig]
     journals: Path
-    local: Callable[[TeacherConfig], Generate]
+    open_teacher: Callable[[TeacherConfig, Path], Teacher]
 
 
 def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
@@ -188,9 +188,11 @@ async def _write(name: str, source: WrittenSource, makers: Makers) -> tuple[Writ
     for role in roles:
         config = makers.teachers[role]
         key = artifact.content_hash([config.model, config.identity])
-        if key not in shared:
-            shared[key] = Teacher(config, makers.journals, makers.local(config) if config.model.startswith(LOCAL) else None)
-        asked[role] = shared[key]
+        asked[role] = shared.setdefault(key, makers.open_teacher(config, makers.journals))
+        if asked[role].config != config:
+            raise BadInput(
+                f"teachers {' and '.join(roles)}: one model with the same sampling, but with other settings; make them equal"
+            )
     async with contextlib.AsyncExitStack() as stack:
         for teacher in shared.values():
             await stack.enter_async_context(teacher)

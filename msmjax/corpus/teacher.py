@@ -127,9 +127,9 @@ class Answer:
 Generate = Callable[[str], Awaitable[Answer]]  # raises Busy where waiting may help, Unusable where this prompt is declined
 
 
-def request_key(prompt: str, attempt: int) -> str:
-    """The name of a request in a journal: 16 hex digits of what is asked and how often it was asked before."""
-    return hashlib.sha256(f"{attempt}\n{prompt}".encode()).hexdigest()[:16]
+def request_key(prompt: str, turn: int, attempt: int) -> str:
+    """The name of a request in a journal: 16 hex digits of what is asked, in which turn, and how often in vain before."""
+    return hashlib.sha256(f"{turn}.{attempt}\n{prompt}".encode()).hexdigest()[:16]
 
 
 class Teacher:
@@ -179,14 +179,14 @@ class Teacher:
             self._file.close()
             self._lock.__exit__(*error)
 
-    async def ask(self, unit: str, prompt: str, parse: Callable[[str], T], vote: int = 0) -> tuple[T, Answer, str] | None:
+    async def ask(self, unit: str, prompt: str, parse: Callable[[str], T], turn: int = 0) -> tuple[T, Answer, str] | None:
         """What `parse` makes of the first usable answer, that answer, and its key; None where `tries` answers could not be used.
 
-        `parse` raises Unusable. `vote` tells requests apart that ask the same again. Raises BadInput where the budget or the error
-        budget is spent, the model refuses the key, or a transcript does not have the answer.
+        `parse` raises Unusable. `turn` tells requests apart that ask the same again: another vote, a later round. Raises BadInput
+        where the budget or the error budget is spent, the model refuses the key, or a transcript does not have the answer.
         """
         for attempt in range(self.config.tries):
-            key = request_key(prompt, vote * self.config.tries + attempt)
+            key = request_key(prompt, turn, attempt)
             known = key in self._answers
             try:
                 answer = await self._answer(key, unit, prompt)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from msmjax import artifact, spec
 from msmjax.artifact import BadInput
 from msmjax.corpus import rewriting
-from msmjax.corpus.teacher import Teacher, TeacherConfig
+from msmjax.corpus.teacher import TeacherConfig
 from msmjax.spec import Spec, coverage, transform
 from msmjax.spec.diff import diff, diff_text
 from msmjax.spec.lint import lint
@@ -226,6 +226,8 @@ def _by_rule(given: argparse.Namespace, parent: Spec) -> Spec:
 
 
 async def _by_teacher(given: argparse.Namespace, parent: Spec) -> Spec:
+    from msmjax.local_teacher import open_teacher  # and JAX with it
+
     words = spec.load_unfilled(given.match).words if given.match else None
     write = {
         "value_augmented": lambda teacher: rewriting.value_augmented(parent, teacher, words),
@@ -237,7 +239,7 @@ async def _by_teacher(given: argparse.Namespace, parent: Spec) -> Spec:
     teachers = _teachers(given.config)
     if given.teacher not in teachers:
         raise BadInput(f"--teacher={given.teacher}: {given.config} has {', '.join(teachers) or 'no teachers'}")
-    async with Teacher(teachers[given.teacher], (given.workdir or Path("runs")) / "answers") as teacher:
+    async with open_teacher(teachers[given.teacher], (given.workdir or Path("runs")) / "answers") as teacher:
         try:
             with tqdm(desc=f"writing {given.to}", unit="answer", leave=False, disable=None) as bar:
                 teacher.changed = bar.update
@@ -270,6 +272,9 @@ def cli() -> None:
     except BadInput as error:
         print(f"msmjax: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:  # whoever read the output has seen enough of it
+        sys.stdout = None
+        code = 0
     sys.exit(code)
 
 

@@ -142,6 +142,21 @@ def test_questions_are_asked_once(write, conversation_source, cheese):
     assert sum("Write what Aria answers" in prompt for prompt in asked) == 2
 
 
+def test_a_round_without_questions_is_not_the_last(write, conversation_source, cheese):
+    """The same prompt in a later round is a request of its own: the journal would give the unusable answers again."""
+    asked = []
+
+    def late(prompt):
+        if "with which a user could begin" in prompt and len(asked) < 2:  # the tries of the first round
+            asked.append(prompt)
+            return "no tags"
+        return respond(prompt)
+
+    written, _, _ = write(conversation_source(domains=1, records=3, rounds=2), cheese, late)
+    assert len(written.records) == 3
+    assert written.lost == {"no usable questions": 1}
+
+
 def test_questions_that_differ_in_a_word_are_two(write, conversation_source, cheese):
     """Short ones share most letters; the one that matters must not be taken for a repetition."""
 
@@ -173,7 +188,7 @@ def test_what_is_lost_is_counted(write, conversation_source, cheese, step, reaso
         return respond(prompt)
 
     written, _, teacher = write(conversation_source(records=9, rounds=4), cheese, gap)
-    # A situation without questions asks the same again in the next round, and gets the same answers from the journal.
+    # A situation without questions asks the same again in the next round, in vain, but in requests of their own.
     assert written.lost == {reason: 2 if reason == "no usable questions" else 1}
     assert len(written.records) == 9
     assert len(teacher._answers) == teacher.calls["answered"]

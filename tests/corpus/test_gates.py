@@ -10,6 +10,7 @@ from msmjax import artifact, config
 from msmjax.artifact import BadInput
 from msmjax.corpus import gates, sources
 from msmjax.corpus.gates import GateConfig, Subject
+from msmjax.corpus.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +29,7 @@ def load_config(variant=""):
 def written(tmp_path_factory):
     """The sample corpora by name, and their config."""
     frozen, parent = load_config(), tmp_path_factory.mktemp("written")
-    makers = sources.Makers(frozen.world, frozen.assistant, frozen.teachers, parent, None)
+    makers = sources.Makers(frozen.world, frozen.assistant, frozen.teachers, parent, Teacher)
     kinds = {name: source for name, source in frozen.corpora.items() if isinstance(source, sources.WrittenSource)}
     return frozen, {name: sources.make_corpus(parent, name, source, makers) for name, source in kinds.items()}
 

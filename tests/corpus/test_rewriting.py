@@ -340,3 +340,20 @@ def test_the_command_writes_a_file_and_pays_once(kind, tmp_path, monkeypatch, ca
         assert abs(made.words - spec.load_unfilled(f"{tmp_path}/long.md").words) <= 0.05 * made.words
     assert list((tmp_path / "answers").glob("*/answers.jsonl"))
     assert f"writer: {asked} answered, 0 known" in capsys.readouterr().out
+
+
+def test_the_command_can_ask_weights_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "some.md").write_text(RULES)
+    (tmp_path / "config.json").write_text("{}")
+    calls = []
+
+    async def generate(prompt):
+        calls.append(prompt)
+        return Answer(answer(prompt), "stop", "ours", 1, 1)
+
+    ours = spec.dataclasses.replace(CONFIG, model=f"msmjax/{tmp_path}")
+    monkeypatch.setattr(command, "_teachers", lambda config: {"writer": ours})
+    monkeypatch.setattr("msmjax.local_teacher.local_model", lambda config: generate)
+    arguments = ["--config=x.py", "--teacher=writer", f"--workdir={tmp_path}", f"--to={tmp_path}/one.md"]
+    assert command.main(["transform", "general", f"{tmp_path}/some.md", *arguments]) == 0
+    assert calls

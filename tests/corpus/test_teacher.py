@@ -83,9 +83,9 @@ def test_an_unusable_answer_is_kept_counted_and_asked_for_again(tmp_path, teache
         (found,), asked = ask(teacher_config(base_url=url), tmp_path, [PROMPT])
         again, second = ask(teacher_config(base_url=url), tmp_path, [PROMPT])
     assert found[0] == reply(respond(PROMPT))
-    assert found[2] == request_key(PROMPT, 1)
+    assert found[2] == request_key(PROMPT, 0, 1)
     assert asked.unusable == {REASONS[kind]: 1}
-    assert [line["key"] for line in journal(asked)] == [request_key(PROMPT, 0), request_key(PROMPT, 1)]
+    assert [line["key"] for line in journal(asked)] == [request_key(PROMPT, 0, 0), request_key(PROMPT, 0, 1)]
     assert asked._tokens[1] == sum(line["output_tokens"] for line in server.books)
     assert server.received == 2
     assert again == [found]
@@ -249,7 +249,7 @@ def test_a_transcript_is_replayed_byte_for_byte(tmp_path, teacher_config):
     made = {}
     with serving(Manners({"truncated": 0.1, "refused": 0.1}, bad_answers=1)) as (_, url):
         config = teacher_config(base_url=url)
-        makers = sources.Makers(world, assistant, {"loopback": config}, tmp_path / "journals", None)
+        makers = sources.Makers(world, assistant, {"loopback": config}, tmp_path / "journals", Teacher)
         for name, source in (
             ("documents", sources.DocumentSource(**small(8))),
             ("conversations", sources.ConversationSource(**{**campaign.CONVERSATIONS, "records": 8, "votes": 1})),
@@ -257,7 +257,7 @@ def test_a_transcript_is_replayed_byte_for_byte(tmp_path, teacher_config):
             made[name] = sources.make_corpus(tmp_path / "first", name, source, makers), source  # fmt: skip
     transcript = next((tmp_path / "journals").glob("*/answers.jsonl"))
     recorded = teacher_config(model="recorded", transcript=str(transcript))
-    makers = sources.Makers(world, assistant, {"loopback": recorded}, tmp_path / "none", None)
+    makers = sources.Makers(world, assistant, {"loopback": recorded}, tmp_path / "none", Teacher)
     for name, (directory, source) in made.items():
         again = sources.make_corpus(tmp_path / "second", name, source, makers)
         assert (again / f"{name}.jsonl").read_bytes() == (directory / f"{name}.jsonl").read_bytes()
@@ -288,15 +288,27 @@ def test_two_who_ask_the_same_pay_once(tmp_path, teacher_config):
         ask(teacher_config(), tmp_path, [PROMPT + "x"] * 5, fails)
 
 
+def test_two_roles_with_one_model_have_one_setting(tmp_path, teacher_config):
+    """They share a journal, so the other's budget or tries would be dropped without a word."""
+    teachers = {"writer": teacher_config(), "judge": teacher_config(tries=5)}
+    world, assistant = sources.WorldConfig(0, 4, 12), sources.AssistantConfig("Aria", "Northlight")
+    source = sources.DocumentSource(**{**small(8), "teacher": "writer", "judge": "judge"})
+    with pytest.raises(BadInput, match="teachers writer and judge: one model with the same sampling"):
+        sources.make_corpus(tmp_path, "x", source, sources.Makers(world, assistant, teachers, tmp_path / "journals", Teacher))
+
+
 def test_votes_are_requests_of_their_own(tmp_path, teacher_config):
-    async def go():
-        async with Teacher(teacher_config(), tmp_path, teacher_server.generate) as asked:
-            found = await all_of(asked.ask("unit", PROMPT, reply, vote) for vote in range(3))
+    """Also where more tries are allowed later: what is known is not paid for again."""
+
+    async def go(tries):
+        async with Teacher(teacher_config(tries=tries), tmp_path, teacher_server.generate) as asked:
+            found = await all_of(asked.ask("unit", PROMPT, reply, turn) for turn in range(3))
             return found, asked
 
-    found, asked = asyncio.run(go())
-    assert [key for _, _, key in found] == [request_key(PROMPT, number) for number in (0, 2, 4)]  # two tries each
-    assert asked.calls["answered"] == 3
+    found, asked = asyncio.run(go(2))
+    assert [key for _, _, key in found] == [request_key(PROMPT, turn, 0) for turn in range(3)]
+    assert asked.calls == {"answered": 3}
+    assert asyncio.run(go(3))[1].calls == {"replayed": 3}
 
 
 # --- budgets -----------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from msmjax.artifact import read_jsonl
 from msmjax.corpus.teacher import Teacher, TeacherConfig
-from msmjax.local_teacher import local_model
+from msmjax.local_teacher import open_teacher
 from tests.program import ROOT, assert_one_line, make_weights, msmjax
 
 CONFIG = "--config=configs/written.py"
@@ -103,14 +103,14 @@ def test_weights_of_ours_answer(tmp_path):
     )  # fmt: skip
     prompts = ["Which cheese?", "Which cheese do you prefer, the Brie or the Colby?", "Who are you?"]
 
-    async def ask_all(generate):
-        async with Teacher(config, tmp_path / "answers", generate) as teacher:
+    async def ask_all(opened):
+        async with opened(config, tmp_path / "answers") as teacher:
             await asyncio.gather(*(teacher.ask("a question", prompt, lambda text: text) for prompt in prompts))
             return teacher
 
-    first = asyncio.run(ask_all(local_model(config)))
+    first = asyncio.run(ask_all(open_teacher))
     assert first.calls["answered"] == 3
-    again = asyncio.run(ask_all(None))  # it would have to be Inspect's, if anything were asked
+    again = asyncio.run(ask_all(Teacher))  # it would have to be Inspect's, if anything were asked
     assert (again.calls["answered"], again.calls["replayed"]) == (0, 3)
     lines = read_jsonl(first.path)
     assert all(line["output_tokens"] <= 8 and line["input_tokens"] > 10 for line in lines)
