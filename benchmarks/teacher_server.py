@@ -27,7 +27,7 @@ from msmjax.corpus.teacher import Answer, request_key
 
 MODEL = "scripted-2026-01-01"
 WORDS = tuple(consonant + vowel + end for consonant in "bdfklmnprst" for vowel in "aeio" for end in ("nder", "ket", "llow"))
-TURNS, TRIES = 4, 3  # of a prompt, whose keys the books name: votes or rounds, and what may be unusable in each
+TURNS, TRIES = 5, 3  # of a prompt, whose keys the books name: votes or rounds, and what may be unusable in each
 FAILURES = {  # no answer arrives: the client calls again
     "429": "no Retry-After",
     "429after": "with Retry-After",
