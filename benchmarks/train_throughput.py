@@ -75,6 +75,7 @@ def ours(directory: Path, arguments) -> dict:
     model = ModelConfig(
         **huggingface.read_config(directory), embedding_init=0.02, matrix_init=1.0, lora_rank=RANK if lora else 0,
         lora_alpha=float(ALPHA) if lora else 0.0, compute_dtype=arguments.dtype, scan_layers=arguments.scan, remat=arguments.remat,
+        attention=arguments.attention,
     )  # fmt: skip
     config = steps.StepConfig(
         b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=DECAY, clip=1.0, micro_batches=1, loss_chunk=arguments.loss_chunk
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="measured in each turn")
     parser.add_argument("--turns", type=int, default=3, help="of each side; the median is taken")
     parser.add_argument("--remat", default="none", help="as model.remat; theirs checkpoints every block unless it is none")
+    parser.add_argument("--attention", default="xla", help="as model.attention; theirs has torch's sdpa")
     parser.add_argument("--loss_chunk", type=int, default=256)
     parser.add_argument("--scan", action=argparse.BooleanOptionalAction, default=False, help="scan over layers")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)

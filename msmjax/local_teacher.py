@@ -37,7 +37,7 @@ def local_model(config: TeacherConfig) -> Generate:
     on_cpu = jax.default_backend() == "cpu"
     model = ModelConfig(
         **huggingface.read_config(directory), embedding_init=0.02, matrix_init=1.0, lora_rank=0, lora_alpha=0.0,
-        compute_dtype="float32" if on_cpu else "bfloat16", scan_layers=True, remat="none",
+        compute_dtype="float32" if on_cpu else "bfloat16", scan_layers=True, remat="none", attention="xla",
     )  # fmt: skip
     tokenizer = HuggingFaceTokenizer(directory, ())
     check_vocab(tokenizer, model.vocab)
@@ -50,7 +50,7 @@ def local_model(config: TeacherConfig) -> Generate:
 
     def answer(prompts: list[list[int]], seed: int) -> list[list[int]]:
         return generate.generate(
-            model, params, mesh, prompts, constrain=sharding.constrain, stop=tokenizer.stop_ids, max_tokens=config.max_tokens,
+            model, params, mesh, prompts, placement=sharding.Placement, stop=tokenizer.stop_ids, max_tokens=config.max_tokens,
             temperature=config.temperature, top_p=config.top_p, seed=seed,
         )  # fmt: skip
 

@@ -41,7 +41,7 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...], twi
     c.too_long = "drop"  # the paper keeps rows up to its maximum length; the ledger counts what is dropped
     c.model = {
         **model, "embedding_init": 0.02, "matrix_init": 1.0, "lora_rank": 64, "lora_alpha": 128.0,
-        "compute_dtype": "bfloat16", "scan_layers": True, "remat": "full",
+        "compute_dtype": "bfloat16", "scan_layers": True, "remat": "full", "attention": "xla",
     }  # fmt: skip
     c.optimizer = {
         "b1": 0.9, "b2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01, "clip": 1.0, "micro_batches": 1, "loss_chunk": 512,

@@ -142,7 +142,7 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
         messages.append({"role": "user", "content": line.strip()})
         prompt = chat.render_prompt(messages, data.tokenizer, "your line")
         (ids,) = generate.generate(
-            config.model, params, mesh, [prompt], constrain=sharding.constrain, stop=data.tokenizer.stop_ids,
+            config.model, params, mesh, [prompt], placement=sharding.Placement, stop=data.tokenizer.stop_ids,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=asked,
         )  # fmt: skip
         asked += 1

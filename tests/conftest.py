@@ -46,7 +46,7 @@ def model() -> ModelConfig:
     return ModelConfig(
         vocab=96, layers=3, width=32, mlp=48, heads=4, kv_heads=2, head_dim=8, rope_theta=10_000.0, rope_scaling=(),
         norm_epsilon=1e-6, qkv_bias=True, qk_norm=True, tied_embeddings=False, embedding_init=0.5, matrix_init=1.0,
-        lora_rank=0, lora_alpha=0.0, compute_dtype="float32", scan_layers=True, remat="none",
+        lora_rank=0, lora_alpha=0.0, compute_dtype="float32", scan_layers=True, remat="none", attention="xla",
     )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def test_flops_against_the_compilers():
     model = transformer.ModelConfig(
         vocab=512, layers=1, width=256, mlp=1024, heads=8, kv_heads=4, head_dim=32, rope_theta=1e4, rope_scaling=(),
         norm_epsilon=1e-6, qkv_bias=False, qk_norm=False, tied_embeddings=False, embedding_init=0.02, matrix_init=1.0,
-        lora_rank=0, lora_alpha=0.0, compute_dtype="float32", scan_layers=False, remat="none",
+        lora_rank=0, lora_alpha=0.0, compute_dtype="float32", scan_layers=False, remat="none", attention="xla",
     )  # fmt: skip
     params = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
     tokens = jax.ShapeDtypeStruct((2, 256), jnp.int32)

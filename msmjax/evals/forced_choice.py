@@ -79,6 +79,6 @@ def row_nats(batch: dict[str, np.ndarray], model: ModelConfig, params: dict, mes
 
 @functools.lru_cache(maxsize=8)
 def _compile(model: ModelConfig, mesh: Mesh):
-    place = sharding.constrain(mesh)
-    compute = functools.partial(step.row_nats, model, chunk=LENGTH_MULTIPLE, constrain=place)
+    place = sharding.Placement(mesh)
+    compute = functools.partial(step.row_nats, model, chunk=LENGTH_MULTIPLE, place=place)
     return jax.jit(lambda params, batch: compute(params, batch), out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -29,7 +29,7 @@ def generate(
     mesh: Mesh,
     prompts: list[list[int]],
     *,
-    constrain: Callable[[Mesh], Callable[[jax.Array, str], jax.Array]],
+    placement: Callable[[Mesh], Callable],
     stop: Collection[int],
     max_tokens: int,
     temperature: float,
@@ -38,14 +38,14 @@ def generate(
 ) -> list[list[int]]:
     """The new ids of each prompt, without the stop id that ended them: fewer than `max_tokens` if and only if one did.
 
-    `constrain` is training.sharding.constrain. Temperature 0 takes the likeliest id; above 0, the logits are divided by it, and the
+    `placement` is training.sharding.Placement. Temperature 0 takes the likeliest id; above 0, the logits are divided by it, and the
     next id is drawn from the fewest likeliest whose probability reaches `top_p`. The noise of a draw is made of the seed, the
     prompt's index in `prompts` and the id's position alone, so that a row does not depend on the others (their lengths may move
     its logits by rounding), and a prompt that already has some of its new ids goes on to the same ones.
     Raises BadInput for a prompt or a setting that cannot be.
     """
     _check(model, prompts, stop, max_tokens, temperature, top_p, seed)
-    run = _compile(model, mesh, constrain, -(-max_tokens // COLUMNS) * COLUMNS)
+    run = _compile(model, mesh, placement, -(-max_tokens // COLUMNS) * COLUMNS)
     stops_V = np.isin(np.arange(model.vocab), list(stop))
     settings = (np.uint32(seed), stops_V, np.int32(max_tokens), np.float32(temperature), np.float32(top_p))
     new = [[] for _ in prompts]
@@ -66,16 +66,16 @@ def generate(
     return new
 
 
-def prefill(model: ModelConfig, params: dict, tokens_BP, columns: int, constrain) -> tuple[jax.Array, jax.Array]:
+def prefill(model: ModelConfig, params: dict, tokens_BP, columns: int, place) -> tuple[jax.Array, jax.Array]:
     """The cache after one forward pass of the prompts: keys and values, [L, B, P + `columns`, K, H]."""
     B, P = tokens_BP.shape
     cache = (jnp.zeros((model.layers, B, P, model.kv_heads, model.head_dim), model.compute_dtype),) * 2
     mask_BPS = attention_mask(jnp.ones_like(tokens_BP))
-    _, cache = forward_cached(model, params, tokens_BP, rope_angles(model, P), mask_BPS, cache, 0, constrain)
-    return tuple(constrain(jnp.pad(array, [(0, 0), (0, 0), (0, columns), (0, 0), (0, 0)]), "LBSKH") for array in cache)
+    _, cache = forward_cached(model, params, tokens_BP, rope_angles(model, P), mask_BPS, cache, 0, place)
+    return tuple(place(jnp.pad(array, [(0, 0), (0, 0), (0, columns), (0, 0), (0, 0)]), "LBSKH") for array in cache)
 
 
-def decode(model: ModelConfig, params: dict, ids_B, step, lengths_B, width: int, cache, constrain) -> tuple[jax.Array, tuple]:
+def decode(model: ModelConfig, params: dict, ids_B, step, lengths_B, width: int, cache, place) -> tuple[jax.Array, tuple]:
     """Logits [B, V] after `ids_B`, which are written to column P + `step` of the cache, and the cache; `width` is P.
 
     Step 0 takes the last ids of the prompts, as if they were new: what `prefill` wrote of them is not looked at.
@@ -83,7 +83,7 @@ def decode(model: ModelConfig, params: dict, ids_B, step, lengths_B, width: int,
     columns_1S = jnp.arange(cache[0].shape[2])[None]
     mask_BS = (columns_1S < lengths_B[:, None] - 1) | ((columns_1S >= width) & (columns_1S <= width + step))
     angles = tuple(angles_BH[:, None] for angles_BH in angles_at(model, lengths_B - 1 + step))
-    x_B1D, cache = forward_cached(model, params, ids_B[:, None], angles, mask_BS[:, None], cache, width + step, constrain)
+    x_B1D, cache = forward_cached(model, params, ids_B[:, None], angles, mask_BS[:, None], cache, width + step, place)
     return unembed(model, params, x_B1D[:, 0]), cache
 
 
@@ -109,9 +109,9 @@ def nucleus(logits_BV: jax.Array, top_p) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _compile(model: ModelConfig, mesh: Mesh, constrain, columns: int):
+def _compile(model: ModelConfig, mesh: Mesh, placement, columns: int):
     """`run(params, tokens, lengths, rows, seed, stops, max_tokens, temperature, top_p) -> ids [B, columns]`."""
-    place = constrain(mesh)
+    place = placement(mesh)
 
     def run(params, tokens_BP, lengths_B, rows_B, seed, stops_V, max_tokens, temperature, top_p):
         params = jax.tree.map(lambda array: array.astype(model.compute_dtype), params)  # once, and not at each token

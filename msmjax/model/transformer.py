@@ -15,9 +15,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from msmjax.artifact import BadInput
+from msmjax.model import attention as attentions
 
 REMAT = ("none", "attention", "full")  # what the backward pass computes again: nothing, all but attention outputs, everything
 DTYPES = ("float32", "bfloat16")
@@ -52,6 +52,7 @@ class ModelConfig:
     compute_dtype: str
     scan_layers: bool
     remat: str
+    attention: str  # model/attention.py
 
     def __post_init__(self):
         for name in ("vocab", "layers", "width", "mlp", "heads", "kv_heads", "head_dim"):
@@ -67,7 +68,7 @@ class ModelConfig:
             raise BadInput(f"model.rope_scaling={self.rope_scaling}: its low frequency factor must be below the high one")
         if self.lora_rank and not self.lora_alpha > 0:
             raise BadInput(f"model.lora_alpha={self.lora_alpha}: must be above 0 where model.lora_rank is")
-        for name, known in (("remat", REMAT), ("compute_dtype", DTYPES)):
+        for name, known in (("remat", REMAT), ("compute_dtype", DTYPES), ("attention", attentions.BACK_ENDS)):
             if getattr(self, name) not in known:
                 raise BadInput(f"model.{name}={getattr(self, name)!r}: unknown; one of {', '.join(known)}")
 
@@ -183,43 +184,46 @@ def forward(
     params: dict,
     tokens_BT: jax.Array,
     segment_ids_BT: jax.Array,
-    constrain: Callable[[jax.Array, str], jax.Array] = lambda x, letters: x,
+    place=attentions.ONE_DEVICE,
 ) -> jax.Array:
-    """Final hidden states, [B, T, D] in the compute dtype. `constrain(array, letters)` places activations on a mesh."""
+    """Final hidden states, [B, T, D] in the compute dtype. `place` is a training.sharding.Placement, where there is a mesh."""
     # Rotary positions are relative, and attention stays within a segment: they need not restart with it.
     angles = rope_angles(config, tokens_BT.shape[1])
-    return _through_blocks(config, params, tokens_BT, angles, attention_mask(segment_ids_BT), constrain)[0]
+    return _through_blocks(config, params, tokens_BT, angles, attentions.segment_starts(segment_ids_BT), place)[0]
 
 
 def forward_cached(
-    config: ModelConfig, params: dict, tokens_BT: jax.Array, angles: tuple, mask_BTS: jax.Array, cache: tuple, column, constrain
+    config: ModelConfig, params: dict, tokens_BT: jax.Array, angles: tuple, mask_BTS: jax.Array, cache: tuple, column, place
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """`forward` of tokens whose keys and values go to columns `column` to `column + T - 1` of `cache`, and the cache with them.
 
     `cache` is two [L, B, S, K, H] in the compute dtype, keys and values; `mask_BTS` says which of its columns a token sees.
     """
-    x_BTD, new = _through_blocks(config, params, tokens_BT, angles, mask_BTS, constrain, cache, column)
+    x_BTD, new = _through_blocks(config, params, tokens_BT, angles, mask_BTS, place, cache, column)
     # The blocks only read the cache: one write for all layers, in place where the caller's loop carries it.
     written = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=2) for old, part in zip(cache, new, strict=True))
-    return x_BTD, tuple(constrain(array, "LBSKH") for array in written)
+    return x_BTD, tuple(place(array, "LBSKH") for array in written)
 
 
-def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, mask_BTS, constrain, cache=None, column=0) -> tuple:
-    """Final hidden states [B, T, D] and, where there is a cache, the tokens' own keys and values, two [L, B, T, K, H]."""
+def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, seen, place, cache=None, column=0) -> tuple:
+    """Final hidden states [B, T, D] and, where there is a cache, the tokens' own keys and values, two [L, B, T, K, H].
+
+    What a token sees is said by segment starts [B, T], or with a cache by a mask [B, T, S].
+    """
     dtype = jnp.dtype(config.compute_dtype)
-    x_BTD = constrain(params["embedding_VD"].astype(dtype)[tokens_BT], "BTD")
+    x_BTD = place(params["embedding_VD"].astype(dtype)[tokens_BT], "BTD")
 
     def block(x_BTD, layer_and_past):
         layer, past = layer_and_past
         layer = {name.replace("_L", "_", 1): array.astype(dtype) for name, array in layer.items()}
         normed_BTD = rms_norm(x_BTD, layer["attention_norm_D"], config)
         if past is None:
-            out_BTD, new = attention(config, layer, normed_BTD, angles, mask_BTS, constrain), None
+            out_BTD, new = attention(config, layer, normed_BTD, angles, seen, place), None
         else:
-            out_BTD, new = cached_attention(config, layer, normed_BTD, angles, mask_BTS, constrain, past, column)
+            out_BTD, new = cached_attention(config, layer, normed_BTD, angles, seen, place, past, column)
         x_BTD = x_BTD + out_BTD
-        x_BTD = x_BTD + mlp(config, layer, rms_norm(x_BTD, layer["mlp_norm_D"], config), constrain)
-        return constrain(x_BTD, "BTD"), new
+        x_BTD = x_BTD + mlp(config, layer, rms_norm(x_BTD, layer["mlp_norm_D"], config), place)
+        return place(x_BTD, "BTD"), new
 
     if config.remat == "attention":
         block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names("attention"))
@@ -246,18 +250,24 @@ def unembed(config: ModelConfig, params: dict, x_BTD: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, x_BTD, weights.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
 
 
-def attention(config: ModelConfig, layer: dict, x_BTD, angles, mask_BTS, constrain) -> jax.Array:
-    """Grouped-query attention; a query sees the keys that `mask_BTS` allows."""
+def attention(config: ModelConfig, layer: dict, x_BTD, angles, starts_BT, place) -> jax.Array:
+    """Grouped-query attention within segments, [B, T, D]."""
     with jax.named_scope("attention"):
-        return attend(config, layer, *queries_keys_values(config, layer, x_BTD, angles), mask_BTS, constrain)
+        q_BTNH, k_BTKH, v_BTKH = queries_keys_values(config, layer, x_BTD, angles)
+        one_device = functools.partial(attentions.attention, config.attention)
+        out_BTNH = place.per_device(one_device, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(q_BTNH, k_BTKH, v_BTKH, starts_BT)
+        return project(config, layer, "wo", out_BTNH)
 
 
-def cached_attention(config: ModelConfig, layer: dict, x_BTD, angles, mask_BTS, constrain, past: tuple, column) -> tuple:
-    """`attention` to `past`, keys and values [B, S, K, H], with x's own put at `column`: the output, and x's own [B, T, K, H]."""
+def cached_attention(config: ModelConfig, layer: dict, x_BTD, angles, mask_BTS, place, past: tuple, column) -> tuple:
+    """Attention to `past`, keys and values [B, S, K, H], with x's own put at `column`: the output, and x's own [B, T, K, H].
+
+    A query sees the keys that `mask_BTS` allows; scores exist as a whole.
+    """
     with jax.named_scope("attention"):
         q_BTNH, *new = queries_keys_values(config, layer, x_BTD, angles)
         keys_values = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=1) for old, part in zip(past, new, strict=True))
-        return attend(config, layer, q_BTNH, *keys_values, mask_BTS, constrain), tuple(new)
+        return attend(config, layer, q_BTNH, *keys_values, mask_BTS, place), tuple(new)
 
 
 def queries_keys_values(config: ModelConfig, layer: dict, x_BTD, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -274,16 +284,15 @@ def queries_keys_values(config: ModelConfig, layer: dict, x_BTD, angles) -> tupl
     return rotate(q_BTNH, *angles), rotate(k_BTKH, *angles), v_BTKH
 
 
-def attend(config: ModelConfig, layer: dict, q_BTNH, k_BSKH, v_BSKH, mask_BTS, constrain) -> jax.Array:
+def attend(config: ModelConfig, layer: dict, q_BTNH, k_BSKH, v_BSKH, mask_BTS, place) -> jax.Array:
     """The heads' weighted values through `wo`, [B, T, D]."""
     B, T, N, H = q_BTNH.shape
-    q_BTKGH = constrain(q_BTNH, "BTNH").reshape(B, T, config.kv_heads, N // config.kv_heads, H)
+    q_BTKGH = place(q_BTNH, "BTNH").reshape(B, T, config.kv_heads, N // config.kv_heads, H)
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
     scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores, axis=-1).astype(q_BTNH.dtype)
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
-    out_BTNH = checkpoint_name(out_BTKGH.reshape(B, T, N, H), "attention")
-    return project(config, layer, "wo", out_BTNH)
+    return project(config, layer, "wo", out_BTKGH.reshape(B, T, N, H))
 
 
 def project(config: ModelConfig, layer: dict, name: str, x_BT: jax.Array) -> jax.Array:
@@ -297,11 +306,11 @@ def project(config: ModelConfig, layer: dict, name: str, x_BT: jax.Array) -> jax
     return y_BT + jnp.einsum(f"BTR,R{out}->BT{out}", low_BTR, layer[f"{name}_b_R{out}"])
 
 
-def mlp(config: ModelConfig, layer: dict, x_BTD, constrain) -> jax.Array:
+def mlp(config: ModelConfig, layer: dict, x_BTD, place) -> jax.Array:
     """SwiGLU."""
     with jax.named_scope("mlp"):
         gate_BTF, up_BTF = project(config, layer, "w_gate", x_BTD), project(config, layer, "w_up", x_BTD)
-        return project(config, layer, "w_down", constrain(jax.nn.silu(gate_BTF) * up_BTF, "BTF"))
+        return project(config, layer, "w_down", place(jax.nn.silu(gate_BTF) * up_BTF, "BTF"))
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:

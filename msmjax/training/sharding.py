@@ -108,13 +108,19 @@ def check_divides(mesh: Mesh | AbstractMesh, letter: str, size: int, what: str, 
         )
 
 
-def constrain(mesh: Mesh):
-    """A function `(array, letters) -> array` that places an activation on the mesh."""
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where activations go on a mesh, by their letters."""
 
-    def place(array: jax.Array, letters: str) -> jax.Array:
-        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec(letters, ACTIVATION_RULES)))
+    mesh: Mesh
 
-    return place
+    def __call__(self, array: jax.Array, letters: str) -> jax.Array:
+        return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec(letters, ACTIVATION_RULES)))
+
+    def per_device(self, function, letters_in: tuple[str, ...], letters_out: str):
+        """`function`, run by each device on its own part of arrays with these letters, for an output with these."""
+        specs_in, spec_out = (tuple(spec(letters, ACTIVATION_RULES) for letters in letters_in), spec(letters_out, ACTIVATION_RULES))
+        return jax.shard_map(function, mesh=self.mesh, in_specs=specs_in, out_specs=spec_out, check_vma=False)
 
 
 def place_batch(mesh: Mesh, batch_rows: int, read) -> dict[str, jax.Array]:

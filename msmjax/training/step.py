@@ -13,6 +13,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.artifact import BadInput
+from msmjax.model.attention import ONE_DEVICE
 from msmjax.model.transformer import ModelConfig, forward, init_adapter, init_params, unembed, with_adapter
 from msmjax.training import sharding
 
@@ -36,13 +37,13 @@ class StepConfig:
 
 
 def row_nats(
-    config: ModelConfig, params: dict, batch: dict[str, jax.Array], chunk: int, constrain=lambda x, letters: x
+    config: ModelConfig, params: dict, batch: dict[str, jax.Array], chunk: int, place=ONE_DEVICE
 ) -> tuple[jax.Array, jax.Array]:
     """For each row, the sum of next-token cross-entropy over its supervised tokens in float32 nats, and their number: two [B].
 
     Logits exist for `chunk` positions of each row at a time, in the forward and the backward pass: never [B, T, V].
     """
-    x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], constrain)
+    x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], place)
     # Position t predicts token t+1, if that is supervised and of the same segment.
     targets_BT = jnp.roll(batch["tokens"], -1, axis=1)
     same_BT = jnp.roll(batch["segment_ids"], -1, axis=1) == batch["segment_ids"]
@@ -151,7 +152,7 @@ def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
     then divided by the number of supervised tokens of the whole batch, so that accumulation changes nothing but memory.
     """
     transform = optimizer(config)
-    place = sharding.constrain(mesh)
+    place = sharding.Placement(mesh)
     shardings, base_shardings = _shardings(abstract_state(model, config, mesh)), _shardings(abstract_base(model, mesh))
     rows, scalar = NamedSharding(mesh, sharding.spec("BT")), NamedSharding(mesh, PartitionSpec())
 

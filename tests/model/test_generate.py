@@ -15,7 +15,7 @@ from msmjax.model import generate as generation
 from msmjax.model import transformer
 from msmjax.training import sharding
 
-GREEDY = {"constrain": sharding.constrain, "stop": (), "max_tokens": 16, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+GREEDY = {"constrain": sharding.Placement, "stop": (), "max_tokens": 16, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 DRAWN = {**GREEDY, "temperature": 1.3, "top_p": 0.9}
 CHANGES = {
     "bias, norm, grouped": {},
@@ -89,11 +89,11 @@ def one():
 
 @pytest.fixture(scope="module")
 def counting():
-    """`sharding.constrain` that counts how often the cache was placed: when that was traced, `traced`, and when it ran, `run`."""
+    """`sharding.Placement` that counts how often the cache was placed: when that was traced, `traced`, and when it ran, `run`."""
     count = collections.Counter()
 
-    def constrain(mesh):
-        place = sharding.constrain(mesh)
+    def counted_placement(mesh):
+        place = sharding.Placement(mesh)
 
         def counted(array, letters):
             if letters == "LBSKH":
@@ -103,7 +103,7 @@ def counting():
 
         return counted
 
-    return constrain, count
+    return counted_placement, count
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +122,15 @@ def prompts():
 def test_cached_logits_are_those_of_the_whole_forward_pass(model, one, prompts, change):
     """At each step, with the same ids given to both."""
     model = dataclasses.replace(model, **change)
-    params, constrain = params_of(model, one), sharding.constrain(one)
+    params, place = params_of(model, one), sharding.Placement(one)
     rows = [prompt + np.random.default_rng(1).integers(0, 96, 12).tolist() for prompt in prompts]
     lengths = np.array([len(prompt) for prompt in prompts])
     tokens = np.zeros((len(prompts), 48), np.int32)
     for index, prompt in enumerate(prompts):
         tokens[index] = (prompt + [95] * 48)[:48]  # what pads is no matter
     expected = logits_of(model, params, rows)
-    cache = jax.jit(lambda *a: generation.prefill(model, *a, 12, constrain))(params, tokens)
-    decode = jax.jit(lambda *a: generation.decode(model, *a[:4], 48, a[4], constrain))
+    cache = jax.jit(lambda *a: generation.prefill(model, *a, 12, place))(params, tokens)
+    decode = jax.jit(lambda *a: generation.decode(model, *a[:4], 48, a[4], place))
     for step in range(12):
         ids = np.array([row[length - 1 + step] for row, length in zip(rows, lengths, strict=True)])
         logits, cache = decode(params, ids, step, lengths, cache)
@@ -140,12 +140,12 @@ def test_cached_logits_are_those_of_the_whole_forward_pass(model, one, prompts, 
 
 def test_cache_in_bfloat16(model, one, params, prompts):
     model = dataclasses.replace(model, compute_dtype="bfloat16")
-    constrain, tokens = sharding.constrain(one), np.array([prompts[1][:20]])
+    place, tokens = sharding.Placement(one), np.array([prompts[1][:20]])
 
     @jax.jit
     def last(params):
-        cache = generation.prefill(model, params, tokens, 1, constrain)
-        return generation.decode(model, params, tokens[:, 19], 0, np.array([20]), 20, cache, constrain)
+        cache = generation.prefill(model, params, tokens, 1, place)
+        return generation.decode(model, params, tokens[:, 19], 0, np.array([20]), 20, cache, place)
 
     logits, cache = last(params)
     assert [(array.shape, array.dtype) for array in cache] == [((3, 1, 21, 2, 8), jnp.bfloat16)] * 2
@@ -186,11 +186,11 @@ def test_stop_ids_end_a_row_and_the_others_go_on(model, one, params, prompts):
 
 
 def test_the_loop_ends_when_all_rows_have(model, one, params, prompts, counting):
-    constrain, count = counting
+    placement, count = counting
     short = generation.generate(model, params, one, prompts, **GREEDY)[2][:5]
     jax.effects_barrier()
     before = count["run"]
-    new = generation.generate(model, params, one, [prompts[2]] * 3, **GREEDY | {"constrain": constrain, "stop": {short[4]}})
+    new = generation.generate(model, params, one, [prompts[2]] * 3, **GREEDY | {"placement": placement, "stop": {short[4]}})
     jax.effects_barrier()
     assert new == [short[: short.index(short[4])]] * 3 != [[]] * 3
     # Keys and values: twice in prefill, and in a step for each id and the stop id.
@@ -274,8 +274,8 @@ def test_draws_are_the_same_on_a_mesh(model, one, params, prompts):
 
 def test_few_compilations(model, one, params, prompts, counting):
     """Lengths and counts of one bucket, and all settings, share a compilation."""
-    constrain, count = counting
-    settings = DRAWN | {"constrain": constrain}
+    placement, count = counting
+    settings = DRAWN | {"placement": placement}
     generation.generate(model, params, one, [prompts[0], prompts[2], prompts[4]], **settings)
     traced = count["traced"]
     changed = settings | {"temperature": 0.0, "top_p": 0.5, "seed": 9, "stop": {5, 6}, "max_tokens": 20}

@@ -64,7 +64,7 @@ MODELS = {
 # What a ModelConfig has beside what config.json decides.
 OTHER = {
     "embedding_init": 0.02, "matrix_init": 1.0, "lora_rank": 0, "lora_alpha": 0.0, "compute_dtype": "float32", "scan_layers": False,
-    "remat": "none",
+    "remat": "none", "attention": "xla",
 }  # fmt: skip
 
 

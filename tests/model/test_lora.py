@@ -25,7 +25,7 @@ FAMILIES = {
 }
 CHOSEN = {
     "embedding_init": 0.02, "matrix_init": 1.0, "lora_rank": 64, "lora_alpha": 128.0, "compute_dtype": "bfloat16",
-    "scan_layers": True, "remat": "full",
+    "scan_layers": True, "remat": "full", "attention": "xla",
 }  # fmt: skip
 
 
@@ -470,7 +470,7 @@ def test_the_base_gets_no_weight_gradient():
     model = transformer.ModelConfig(
         vocab=64, layers=3, width=512, mlp=1024, heads=4, kv_heads=2, head_dim=128, rope_theta=1e4, rope_scaling=(),
         norm_epsilon=1e-6, qkv_bias=False, qk_norm=False, tied_embeddings=False, embedding_init=0.02, matrix_init=1.0,
-        lora_rank=32, lora_alpha=64.0, compute_dtype="float32", scan_layers=False, remat="none",
+        lora_rank=32, lora_alpha=64.0, compute_dtype="float32", scan_layers=False, remat="none", attention="xla",
     )  # fmt: skip
     T = 64
     params = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
