@@ -48,7 +48,8 @@ def attention(back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.A
 def xla(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array) -> jax.Array:
     """Flash attention (arXiv 2307.08691) as loops: the softmax is summed up block by block of keys.
 
-    X is G x Q: the queries of a block, for all heads that share keys. Layouts are those in which XLA's CPU products are fast.
+    P is the blocks of queries of all rows, X the queries of one for all heads that share keys: G x BLOCK. Layouts are those in
+    which XLA's products are fast on a CPU.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
@@ -58,104 +59,110 @@ def xla(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.
     def pad(array):
         return jnp.pad(array, [(0, 0), (0, count * size - T)] + [(0, 0)] * (array.ndim - 2), mode="edge")
 
-    q_CBKXH = pad(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)).reshape(B, count, size, K, N // K, H)
-    q_CBKXH = q_CBKXH.transpose(1, 0, 3, 4, 2, 5).reshape(count, B, K, N // K * size, H)
+    q_BCQKGH = pad(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)).reshape(B, count, size, K, N // K, H)
+    q_PKXH = q_BCQKGH.transpose(0, 1, 3, 4, 2, 5).reshape(B * count, K, N // K * size, H)
     k_BKSH, v_BKSH = (pad(array).transpose(0, 2, 1, 3) for array in (k_BTKH, v_BTKH))
-    out_CBKXH = _blocks(q_CBKXH, k_BKSH, v_BKSH, pad(starts_BT))
-    out_BCQKGH = out_CBKXH.reshape(count, B, K, N // K, size, H).transpose(1, 0, 4, 2, 3, 5)
-    return out_BCQKGH.reshape(B, count * size, N, H)[:, :T]
+    out_BCKGQH = _blocks(q_PKXH, k_BKSH, v_BKSH, pad(starts_BT)).reshape(B, count, K, N // K, size, H)
+    return out_BCKGQH.transpose(0, 1, 4, 2, 3, 5).reshape(B, count * size, N, H)[:, :T]
 
 
 @jax.custom_vjp
-def _blocks(q_CBKXH, k_BKSH, v_BKSH, starts_BS):
-    return _blocks_forward(q_CBKXH, k_BKSH, v_BKSH, starts_BS)[0]
+def _blocks(q_PKXH, k_BKSH, v_BKSH, starts_BS):
+    return _blocks_forward(q_PKXH, k_BKSH, v_BKSH, starts_BS)[0]
 
 
-def _blocks_forward(q_CBKXH, k_BKSH, v_BKSH, starts_BS):
-    size = starts_BS.shape[1] // len(q_CBKXH)
+def _blocks_forward(q_PKXH, k_BKSH, v_BKSH, starts_BS):
+    places_PQ, starts_PQ = _places(q_PKXH, starts_BS)
 
     def queries(_, part):
-        index, q_BKXH = part
+        row, q_KXH, places_Q, starts_Q = part
 
         def keys(block, carry):
-            sums_BKXH, sum_BKX, most_BKX = carry
-            scores_BKXS = _scores(q_BKXH, k_BKSH, starts_BS, index, block, size)
-            new_BKX = jnp.maximum(most_BKX, jnp.max(scores_BKXS, axis=-1))
-            weights_BKXS = jnp.exp(scores_BKXS - new_BKX[..., None])
-            keep_BKX = jnp.exp(most_BKX - new_BKX)
-            weighted_BKXH = _product("BKXS,BKSH->BKXH", weights_BKXS.astype(v_BKSH.dtype), _at(v_BKSH, block, size))
-            sums_BKXH = sums_BKXH * keep_BKX[..., None] + weighted_BKXH
-            return sums_BKXH, sum_BKX * keep_BKX + jnp.sum(weights_BKXS, axis=-1), new_BKX
+            sums_KXH, sum_KX, most_KX = carry
+            scores_KXS = _scores(q_KXH, _at(k_BKSH, row, block, places_Q), places_Q, starts_Q, block)
+            new_KX = jnp.maximum(most_KX, jnp.max(scores_KXS, axis=-1))
+            weights_KXS = jnp.exp(scores_KXS - new_KX[..., None])
+            keep_KX = jnp.exp(most_KX - new_KX)
+            weighted_KXH = _product("KXS,KSH->KXH", weights_KXS.astype(v_BKSH.dtype), _at(v_BKSH, row, block, places_Q))
+            return sums_KXH * keep_KX[..., None] + weighted_KXH, sum_KX * keep_KX + jnp.sum(weights_KXS, axis=-1), new_KX
 
-        # The block of the queries themselves is the last, and shows each of them a key: what a block of hidden keys left is then
-        # multiplied by 0.
-        zero_BKX = jnp.zeros(q_BKXH.shape[:-1], jnp.float32)
-        start = (jnp.zeros(q_BKXH.shape, jnp.float32), zero_BKX, zero_BKX + HIDDEN)
-        sums_BKXH, sum_BKX, most_BKX = jax.lax.fori_loop(_first(starts_BS, index, size), index + 1, keys, start)
-        return None, ((sums_BKXH / sum_BKX[..., None]).astype(q_BKXH.dtype), most_BKX + jnp.log(sum_BKX))
+        # The queries' own block is the last, and shows each of them a key: what a block of hidden keys left is then multiplied by 0.
+        zero_KX = jnp.zeros(q_KXH.shape[:-1], jnp.float32)
+        start = (jnp.zeros(q_KXH.shape, jnp.float32), zero_KX, zero_KX + HIDDEN)
+        sums_KXH, sum_KX, most_KX = jax.lax.fori_loop(*_seen_blocks(places_Q, starts_Q), keys, start)
+        return None, ((sums_KXH / sum_KX[..., None]).astype(q_KXH.dtype), most_KX + jnp.log(sum_KX))
 
-    _, (out_CBKXH, log_sums_CBKX) = jax.lax.scan(queries, None, (jnp.arange(len(q_CBKXH)), q_CBKXH))
-    out_CBKXH, log_sums_CBKX = checkpoint_name(out_CBKXH, "attention"), checkpoint_name(log_sums_CBKX, "attention")
-    return out_CBKXH, (q_CBKXH, k_BKSH, v_BKSH, starts_BS, out_CBKXH, log_sums_CBKX)
+    _, (out_PKXH, log_sums_PKX) = jax.lax.scan(queries, None, (_rows(q_PKXH, k_BKSH), q_PKXH, places_PQ, starts_PQ))
+    out_PKXH, log_sums_PKX = checkpoint_name(out_PKXH, "attention"), checkpoint_name(log_sums_PKX, "attention")
+    return out_PKXH, (q_PKXH, k_BKSH, v_BKSH, starts_BS, out_PKXH, log_sums_PKX)
 
 
-def _blocks_backward(residuals, d_out_CBKXH):
-    q_CBKXH, k_BKSH, v_BKSH, starts_BS, out_CBKXH, log_sums_CBKX = residuals
-    size = starts_BS.shape[1] // len(q_CBKXH)
-    inner_CBKX = jnp.sum(out_CBKXH.astype(jnp.float32) * d_out_CBKXH.astype(jnp.float32), axis=-1)
+def _blocks_backward(residuals, d_out_PKXH):
+    q_PKXH, k_BKSH, v_BKSH, starts_BS, out_PKXH, log_sums_PKX = residuals
+    places_PQ, starts_PQ = _places(q_PKXH, starts_BS)
+    inner_PKX = jnp.sum(out_PKXH.astype(jnp.float32) * d_out_PKXH.astype(jnp.float32), axis=-1)
 
     def queries(carry, part):
-        index, q_BKXH, d_out_BKXH, log_sums_BKX, inner_BKX = part
+        row, q_KXH, places_Q, starts_Q, d_out_KXH, log_sums_KX, inner_KX = part
 
         def keys(block, carry):
-            d_q_BKXH, d_k_BKHS, d_v_BKHS = carry
-            k_part, v_part = _at(k_BKSH, block, size), _at(v_BKSH, block, size)
-            scores_BKXS = _scores(q_BKXH, k_BKSH, starts_BS, index, block, size)
-            weights_BKXS = jnp.exp(scores_BKXS - log_sums_BKX[..., None])
-            d_weights_BKXS = _product("BKXH,BKSH->BKXS", d_out_BKXH, v_part)
-            d_scores_BKXS = (weights_BKXS * (d_weights_BKXS - inner_BKX[..., None])).astype(q_BKXH.dtype)
-            d_v_BKHS = _add_at(d_v_BKHS, block, _product("BKXH,BKXS->BKHS", d_out_BKXH, weights_BKXS.astype(q_BKXH.dtype)))
-            d_k_BKHS = _add_at(d_k_BKHS, block, _product("BKXH,BKXS->BKHS", q_BKXH, d_scores_BKXS))
-            return d_q_BKXH + _product("BKXS,BKSH->BKXH", d_scores_BKXS, k_part), d_k_BKHS, d_v_BKHS
+            d_q_KXH, d_k_BKHS, d_v_BKHS = carry
+            k_KSH, v_KSH = (_at(array, row, block, places_Q) for array in (k_BKSH, v_BKSH))
+            weights_KXS = jnp.exp(_scores(q_KXH, k_KSH, places_Q, starts_Q, block) - log_sums_KX[..., None])
+            d_weights_KXS = _product("KXH,KSH->KXS", d_out_KXH, v_KSH)
+            d_scores_KXS = (weights_KXS * (d_weights_KXS - inner_KX[..., None])).astype(q_KXH.dtype)
+            d_v_KHS = _product("KXH,KXS->KHS", d_out_KXH, weights_KXS.astype(q_KXH.dtype))
+            d_k_KHS = _product("KXH,KXS->KHS", q_KXH, d_scores_KXS)
+            d_q_KXH += _product("KXS,KSH->KXH", d_scores_KXS, k_KSH)
+            return d_q_KXH, _add_at(d_k_BKHS, row, block, d_k_KHS), _add_at(d_v_BKHS, row, block, d_v_KHS)
 
-        start = (jnp.zeros(q_BKXH.shape, jnp.float32), *carry)
-        d_q_BKXH, *carry = jax.lax.fori_loop(_first(starts_BS, index, size), index + 1, keys, start)
-        return tuple(carry), d_q_BKXH.astype(q_BKXH.dtype)
+        start = (jnp.zeros(q_KXH.shape, jnp.float32), *carry)
+        d_q_KXH, *carry = jax.lax.fori_loop(*_seen_blocks(places_Q, starts_Q), keys, start)
+        return tuple(carry), d_q_KXH.astype(q_KXH.dtype)
 
     zeros_BKHS = jnp.zeros(k_BKSH.swapaxes(2, 3).shape, jnp.float32)
-    parts = (jnp.arange(len(q_CBKXH)), q_CBKXH, d_out_CBKXH, log_sums_CBKX, inner_CBKX)
-    (d_k_BKHS, d_v_BKHS), d_q_CBKXH = jax.lax.scan(queries, (zeros_BKHS, zeros_BKHS), parts)
-    d_k_BKSH, d_v_BKSH = (array.swapaxes(2, 3).astype(k_BKSH.dtype) for array in (d_k_BKHS, d_v_BKHS))
-    return d_q_CBKXH, d_k_BKSH, d_v_BKSH, None
+    parts = (_rows(q_PKXH, k_BKSH), q_PKXH, places_PQ, starts_PQ, d_out_PKXH, log_sums_PKX, inner_PKX)
+    (d_k_BKHS, d_v_BKHS), d_q_PKXH = jax.lax.scan(queries, (zeros_BKHS, zeros_BKHS), parts)
+    return d_q_PKXH, *(array.swapaxes(2, 3).astype(k_BKSH.dtype) for array in (d_k_BKHS, d_v_BKHS)), None
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
-def _scores(q_BKXH, k_BKSH, starts_BS, index, block, size):
-    """float32 scores of a block of queries and one of keys, HIDDEN where a query does not see a key."""
-    scores_BKXS = _product("BKXH,BKSH->BKXS", q_BKXH, _at(k_BKSH, block, size))
-    places_S, places_Q = block * size + jnp.arange(size), index * size + jnp.arange(size)
-    starts_BQ = jax.lax.dynamic_slice_in_dim(starts_BS, index * size, size, axis=1)
-    seen_BQS = (starts_BQ[:, :, None] <= places_S) & (places_S <= places_Q[:, None])
-    B, K, X, _ = scores_BKXS.shape
-    scores_BKGQS = scores_BKXS.reshape(B, K, X // size, size, size)
-    return jnp.where(seen_BQS[:, None, None], scores_BKGQS, HIDDEN).reshape(scores_BKXS.shape)
+def _rows(q_PKXH, k_BKSH):
+    """The row of each block of queries, [P]."""
+    return jnp.arange(len(q_PKXH)) // (len(q_PKXH) // len(k_BKSH))
 
 
-def _first(starts_BS, index, size):
-    """The first block of keys that any query of block `index` sees."""
-    return jnp.min(jax.lax.dynamic_index_in_dim(starts_BS, index * size, axis=1)) // size
+def _places(q_PKXH, starts_BS):
+    """The column of each query and where its segment begins, two [P, Q]."""
+    starts_PQ = starts_BS.reshape(len(q_PKXH), -1)
+    return jnp.broadcast_to(jnp.arange(starts_BS.shape[1]), starts_BS.shape).reshape(starts_PQ.shape), starts_PQ
 
 
-def _at(array_BKSH, block, size):
-    return jax.lax.dynamic_slice_in_dim(array_BKSH, block * size, size, axis=2)
+def _seen_blocks(places_Q, starts_Q):
+    """The first block of keys that a block of queries sees, and the one after the last, its own."""
+    return starts_Q[0] // len(places_Q), places_Q[0] // len(places_Q) + 1
 
 
-def _add_at(array_BKHS, block, part_BKHS):
-    start = block * part_BKHS.shape[3]
-    old = jax.lax.dynamic_slice_in_dim(array_BKHS, start, part_BKHS.shape[3], axis=3)
-    return jax.lax.dynamic_update_slice_in_dim(array_BKHS, old + part_BKHS, start, axis=3)
+def _scores(q_KXH, k_KSH, places_Q, starts_Q, block):
+    """float32 scores, HIDDEN where a query does not see a key."""
+    scores_KXS = _product("KXH,KSH->KXS", q_KXH, k_KSH)
+    K, X, S = scores_KXS.shape
+    keys_S = block * S + jnp.arange(S)
+    seen_QS = (starts_Q[:, None] <= keys_S) & (keys_S <= places_Q[:, None])
+    return jnp.where(seen_QS, scores_KXS.reshape(K, X // S, S, S), HIDDEN).reshape(K, X, S)
+
+
+def _at(array_BKSH, row, block, places_Q):
+    size = len(places_Q)
+    return jax.lax.dynamic_slice(array_BKSH, (row, 0, block * size, 0), (1, array_BKSH.shape[1], size, array_BKSH.shape[3]))[0]
+
+
+def _add_at(array_BKHS, row, block, part_KHS):
+    start = (row, 0, 0, block * part_KHS.shape[2])
+    old = jax.lax.dynamic_slice(array_BKHS, start, (1, *part_KHS.shape))
+    return jax.lax.dynamic_update_slice(array_BKHS, old + part_KHS, start)
 
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
