@@ -6,7 +6,8 @@ A query sees the keys from the start of its segment to itself, exactly, on every
     xla     ours, in blocks, for any device: scores exist for one block of queries and keys at a time, and blocks that no query
             may see are not computed
     splash  JAX's Pallas kernel for TPUs
-    cudnn   cuDNN's flash attention for NVIDIA GPUs from Hopper on, bfloat16
+    cudnn   cuDNN's flash attention, for NVIDIA GPUs from Hopper on, in bfloat16; a row has at most one segment for every
+            CUDNN_SEGMENT positions
 """
 
 import functools
@@ -16,13 +17,28 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from msmjax.artifact import BadInput
+
 BACK_ENDS = ("xla", "splash", "cudnn")
 BLOCK = 256  # queries and keys whose scores `xla` has at a time
+SPLASH_BLOCKS = (512, 256, 128)  # the largest that divides a row: smaller ones are slower, and lanes are 128
+CUDNN_SEGMENT = 64
+NAME = "attention"  # of what `keep_outputs` keeps
 HIDDEN = -1e30  # the score of a key that is not seen: finite, so that a block without any makes no NaN
+
+
+def keep_outputs(primitive, *_, **parameters) -> bool:
+    """A policy of `jax.checkpoint`: the outputs of every back end, and the sums that its backward pass needs beside them, are kept."""
+    named = jax.checkpoint_policies.save_only_these_names(NAME)(primitive, *_, **parameters)
+    return named or primitive.name == "dot_product_attention_fwd_wrapper"  # cuDNN's, whose sums cannot be named from outside
 
 
 class OneDevice:
     """Where everything is on one device: what training.sharding.Placement is on a mesh."""
+
+    @property
+    def platform(self) -> str:
+        return jax.default_backend()
 
     def __call__(self, array: jax.Array, letters: str) -> jax.Array:
         return array
@@ -40,9 +56,79 @@ def segment_starts(segment_ids_BT: jax.Array) -> jax.Array:
     return jax.lax.cummax(jnp.where(changes_BT.at[:, 0].set(True), jnp.arange(segment_ids_BT.shape[1]), 0), axis=1)
 
 
-def attention(back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array) -> jax.Array:
-    """One device's rows and heads."""
-    return {"xla": xla}[back_end](q_BTNH, k_BTKH, v_BTKH, starts_BT)
+def attention(back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, place) -> jax.Array:
+    """The module's In and Out, each device with its own rows and heads.
+
+    Raises BadInput where the back end cannot do it on `place`'s devices, or at this length or precision.
+    """
+    T, H, dtype = q_BTNH.shape[1], q_BTNH.shape[3], q_BTNH.dtype
+
+    def need(true: bool, what: str) -> None:
+        if not true:
+            raise BadInput(f"model.attention={back_end!r}: {what}; model.attention='xla' runs anywhere")
+
+    if back_end == "splash":
+        need(place.platform == "tpu", f"needs a TPU, and this is a {place.platform}")
+        need(T % SPLASH_BLOCKS[-1] == 0, f"needs rows of a multiple of {SPLASH_BLOCKS[-1]} tokens, and these have {T}")
+    if back_end == "cudnn":
+        needed = "an NVIDIA GPU of compute capability 9.0 (Hopper) or above"
+        need(place.platform == "gpu", f"needs {needed}, and this is a {place.platform}")
+        capability = getattr(jax.local_devices()[0], "compute_capability", "0")
+        need(float(capability) >= 9, f"needs {needed}, and this one has {capability}")
+        need(dtype == jnp.bfloat16, f"needs model.compute_dtype='bfloat16', not {dtype.name!r}")
+        need(H % 8 == 0 and H <= 256, f"needs a head_dim that is a multiple of 8 and at most 256, not {H}")
+    one_device = {"xla": xla, "splash": splash, "cudnn": cudnn}[back_end]
+    return place.per_device(one_device, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(q_BTNH, k_BTKH, v_BTKH, starts_BT)
+
+
+def splash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, interpret: bool = False) -> jax.Array:
+    """Splash attention of jax.experimental.pallas; interpreted, it runs on a CPU."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    _, T, N, H = q_BTNH.shape
+    size = next(size for size in SPLASH_BLOCKS if T % size == 0)
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((T, T))] * N),
+        block_sizes=kernels.BlockSizes(
+            block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
+        ),
+        head_shards=1, q_seq_shards=1, residual_checkpoint_name=NAME, interpret=interpret,
+    )  # fmt: skip
+    q_BNTH, k_BKTH, v_BKTH = (array.swapaxes(1, 2) for array in (q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype), k_BTKH, v_BTKH))
+    # Where a segment begins is an id of its own.
+    return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, kernels.SegmentIds(starts_BT, starts_BT)).swapaxes(1, 2)
+
+
+def cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array) -> jax.Array:
+    """cuDNN's attention over packed segments (jax pull request 25812), by a module of JAX that is not public."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    # Before pull request 39521 offsets of grouped keys were wrong, without an error: every head has keys of its own here.
+    k_BTNH, v_BTNH = (jnp.repeat(array, q_BTNH.shape[2] // k_BTKH.shape[2], axis=2) for array in (k_BTKH, v_BTKH))
+    offsets_BM, lengths_BM, too_many = packed_segments(starts_BT)
+    out_BTNH = fused.dot_product_attention(
+        q_BTNH, k_BTNH, v_BTNH, q_seqlen=lengths_BM, kv_seqlen=lengths_BM, q_offsets=offsets_BM, kv_offsets=offsets_BM,
+        scale=q_BTNH.shape[3] ** -0.5, mask_type=fused.MaskType.PADDING_CAUSAL,
+    )  # fmt: skip
+    # A kernel without place for a segment must not train without it: training stops at the first loss that is not a number.
+    return jnp.where(too_many, jnp.nan, out_BTNH)
+
+
+def packed_segments(starts_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Segments as cuDNN wants them: where each begins, int32 [B, M + 1], and its length [B, M], both filled up with -1.
+
+    M is T / CUDNN_SEGMENT; the third says whether a row has more than that.
+    """
+    T = starts_BT.shape[1]
+    most = max(T // CUDNN_SEGMENT, 2)  # with one, the kernel would take rows to be whole
+    places_T = jnp.arange(T, dtype=jnp.int32)
+    begins_BT = jnp.sort(jnp.where(starts_BT == places_T, places_T, T), axis=1)  # those that there are, then T
+    begins_BT = jnp.pad(begins_BT, [(0, 0), (0, most + 1)], constant_values=T)
+    begins_BM, ends_BM = begins_BT[:, :most], begins_BT[:, 1 : most + 1]
+    lengths_BM = jnp.where(begins_BM < T, ends_BM - begins_BM, -1)
+    offsets_BM = jnp.pad(jnp.where(begins_BM < T, begins_BM, -1), [(0, 0), (0, 1)], constant_values=-1)
+    return offsets_BM, lengths_BM, jnp.any(begins_BT[:, most] < T)
 
 
 def xla(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array) -> jax.Array:
@@ -93,7 +179,7 @@ def _blocks_forward(q_PKXH, k_BKSH, v_BKSH, starts_BS):
         return None, ((sums_KXH / sum_KX[..., None]).astype(q_KXH.dtype), most_KX + jnp.log(sum_KX))
 
     _, (out_PKXH, log_sums_PKX) = jax.lax.scan(queries, None, (_rows(q_PKXH, k_BKSH), q_PKXH, places_PQ, starts_PQ))
-    out_PKXH, log_sums_PKX = checkpoint_name(out_PKXH, "attention"), checkpoint_name(log_sums_PKX, "attention")
+    out_PKXH, log_sums_PKX = checkpoint_name(out_PKXH, NAME), checkpoint_name(log_sums_PKX, NAME)
     return out_PKXH, (q_PKXH, k_BKSH, v_BKSH, starts_BS, out_PKXH, log_sums_PKX)
 
 

@@ -226,7 +226,7 @@ def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, seen, 
         return place(x_BTD, "BTD"), new
 
     if config.remat == "attention":
-        block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names("attention"))
+        block = jax.checkpoint(block, policy=attentions.keep_outputs)
     elif config.remat == "full":
         block = jax.checkpoint(block)
     layers = (params["blocks"], cache)
@@ -254,8 +254,7 @@ def attention(config: ModelConfig, layer: dict, x_BTD, angles, starts_BT, place)
     """Grouped-query attention within segments, [B, T, D]."""
     with jax.named_scope("attention"):
         q_BTNH, k_BTKH, v_BTKH = queries_keys_values(config, layer, x_BTD, angles)
-        one_device = functools.partial(attentions.attention, config.attention)
-        out_BTNH = place.per_device(one_device, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(q_BTNH, k_BTKH, v_BTKH, starts_BT)
+        out_BTNH = attentions.attention(config.attention, q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
         return project(config, layer, "wo", out_BTNH)
 
 

@@ -114,6 +114,10 @@ class Placement:
 
     mesh: Mesh
 
+    @property
+    def platform(self) -> str:
+        return self.mesh.devices.flat[0].platform
+
     def __call__(self, array: jax.Array, letters: str) -> jax.Array:
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec(letters, ACTIVATION_RULES)))
 
