@@ -4,7 +4,7 @@
     JAX_PLATFORMS=cpu python benchmarks/topologies.py --variants=llama31_8b_4k --types=v5e,v6e      # some
 
 For every shape and type of chip, slices are tried from the smallest on and meshes from the one with the least tensor parallelism
-on, one row of the batch for each group of `tensor` chips, until the train step compiles. It prints rows of the table that is
+on, one row of the batch for each group of `tensor` chips, until the train step compiles, with splash attention. It prints rows of the table that is
 kept in docs/planning.md, figures in GiB of one chip.
 """
 
@@ -48,7 +48,8 @@ def row(config, kind):
     for shape in SLICES[kind]:
         needs = []
         for tensor in TENSOR:
-            one = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=-1, tensor=tensor))
+            model = dataclasses.replace(config.model, attention="splash")
+            one = dataclasses.replace(config, model=model, mesh=MeshConfig(data=1, fsdp=-1, tensor=tensor))
             machine = plan.slice_of(one, f"{kind}:{shape}")
             rows = machine.mesh.shape["fsdp"]
             known = sum(plan.state_bytes(one.model, one.optimizer, machine.mesh)) + plan.gradient_bytes(one, machine.mesh)

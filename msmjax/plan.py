@@ -249,35 +249,28 @@ def gradient_bytes(config: ExperimentConfig, mesh: Mesh | AbstractMesh) -> int:
     return trained * (1 if config.optimizer.micro_batches == 1 else 2)
 
 
-def score_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | AbstractMesh) -> int:
-    """Bytes of one device of one layer's attention scores, float32 [B, K, G, T, S] of a micro-batch, which exist as a whole."""
-    heads = config.model.heads // mesh.shape["tensor"]
-    return 4 * _rows_on_device(config, stage, mesh) * heads * config.row_length**2
-
-
 def activation_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | AbstractMesh) -> int:
     """Bytes of one device of what a step holds beside state and gradients at its largest, estimated:
 
-        kept of every layer    rows x T x D x e with remat, or all that the block computes without it
-      + one block's backward   twice its e x rows x T x (4 D + (2 N + 2 K) H / t + 3 F / t), and 8 bytes a score: its softmax
-                               and the gradient of that
+        kept of every layer    rows x T x e x D with remat, and N H / t more if that is "attention"; or all that the block
+                               computes without remat
+      + one block's backward   twice its rows x T x e x (4 D + (2 N + 2 K) H / t + 3 F / t)
       + the loss               logits and their gradient in float32, 8 x rows x loss_chunk x V / t
       + weights                a copy of this device's shard of what is trained in the compute dtype, if that is not float32
 
-    e is the bytes of the compute dtype, t the mesh's `tensor`, rows those of a micro-batch on one device. Scores take
-    4 bytes each and are rows x N / t x T x T. With state and gradients this came to 1.05 to 1.21 times the TPU
-    compiler's peak in every case of docs/planning.md; a GPU's has not been compared.
+    e is the bytes of the compute dtype, t the mesh's `tensor`, rows those of a micro-batch on one device. Attention scores
+    never exist as a whole. docs/planning.md compares it with the TPU compiler's peak; a GPU's has not been compared.
     """
     model, tensor = config.model, mesh.shape["tensor"]
     rows, itemsize = _rows_on_device(config, stage, mesh), jnp.dtype(model.compute_dtype).itemsize
-    tokens, scores = rows * config.row_length, score_bytes(config, stage, mesh)
+    tokens, heads = rows * config.row_length, model.heads * model.head_dim // tensor
     narrow = (2 * model.heads + 2 * model.kv_heads) * model.head_dim + 3 * model.mlp
-    block = itemsize * tokens * (4 * model.width + narrow // tensor)
-    kept = model.layers * (itemsize * tokens * model.width if model.remat != "none" else block + scores + scores * itemsize // 4)
+    block = 4 * model.width + narrow // tensor
+    kept = {"none": block, "attention": model.width + heads, "full": model.width}[model.remat]
     loss = 8 * rows * config.optimizer.loss_chunk * model.vocab // tensor
     trained = _bytes(steps.abstract_state(model, config.optimizer, mesh)["params"])
     weights = trained * itemsize // 4 if itemsize < 4 else 0
-    return kept + 2 * block + 2 * scores + loss + weights
+    return itemsize * tokens * (model.layers * kept + 2 * block) + loss + weights
 
 
 def _rows_on_device(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | AbstractMesh) -> int:
@@ -313,15 +306,8 @@ def warnings(config: ExperimentConfig, stages: dict[str, StageConfig], machine: 
                 f"{tokens} tokens of a micro-batch on a device: it waits longer for its share of the weights than it computes; "
                 "raise batch_rows, lower micro_batches or use fewer devices",
             )
-        scores, needed = (f(config, stage, machine.mesh) for f in (score_bytes, activation_bytes))
-        needed += state
-        if scores > machine.memory:
-            warn(
-                name,
-                f"one layer's attention scores alone take {show_bytes(scores)} of {show_bytes(machine.memory)}; "
-                "raise mesh.tensor or micro_batches, or shorten rows",
-            )
-        elif needed > machine.memory and not machine.compiles:
+        needed = state + activation_bytes(config, stage, machine.mesh)
+        if needed > machine.memory and not machine.compiles:
             warn(
                 name,
                 f"does not fit by this estimate: {show_bytes(needed)} of {show_bytes(machine.memory)}; "

@@ -121,8 +121,8 @@ def test_activations_follow_what_divides_them(llama):
     assert estimate(with_part(llama, "model", remat="none")) > estimate(llama)
     wide = with_stage(with_part(llama, "mesh", tensor=2), batch_rows=8)  # as many rows on a device, half the heads
     assert estimate(wide) < estimate(llama)
-    stage = llama.stages["midtrain"]
-    assert plan.score_bytes(llama, stage, plan.devices_of(llama, "h100:8").mesh) == 4 * 2 * 32 * 4096**2
+    attention = with_part(llama, "model", remat="attention")
+    assert estimate(attention) - estimate(llama) == 32 * 2 * 4096 * 32 * 128 * 2  # layers x rows x T x N x H x bytes
 
 
 def test_sensible_settings_are_not_warned_of(llama):
@@ -138,7 +138,6 @@ def test_sensible_settings_are_not_warned_of(llama):
         ("h200:16", lambda c: dataclasses.replace(c, row_length=512), "512 tokens of a micro-batch on a device"),
         ("v5e:1", lambda c: c, "an interruption costs up to 66.9 minutes"),
         ("h200:1", lambda c: c, "does not fit by this estimate"),
-        ("v5e:1", lambda c: c, "one layer's attention scores alone take 32.00 GiB of 15.75 GiB"),
     ],
 )
 def test_silly_settings_are_warned_of(llama, device, change, said):
