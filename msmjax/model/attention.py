@@ -53,7 +53,8 @@ ONE_DEVICE = OneDevice()
 def segment_starts(segment_ids_BT: jax.Array) -> jax.Array:
     """int32 [B, T]: where the run of equal ids that a position is in begins (padding is a segment like any other)."""
     changes_BT = segment_ids_BT != jnp.roll(segment_ids_BT, 1, axis=1)
-    return jax.lax.cummax(jnp.where(changes_BT.at[:, 0].set(True), jnp.arange(segment_ids_BT.shape[1]), 0), axis=1)
+    places_BT = jax.lax.broadcasted_iota(jnp.int32, segment_ids_BT.shape, 1)
+    return jax.lax.cummax(jnp.where(changes_BT.at[:, 0].set(True), places_BT, 0), axis=1)
 
 
 def attention(back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, place) -> jax.Array:
@@ -122,8 +123,8 @@ def packed_segments(starts_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     """
     T = starts_BT.shape[1]
     most = max(T // CUDNN_SEGMENT, 2)  # with one, the kernel would take rows to be whole
-    places_T = jnp.arange(T, dtype=jnp.int32)
-    begins_BT = jnp.sort(jnp.where(starts_BT == places_T, places_T, T), axis=1)  # those that there are, then T
+    places_BT = jax.lax.broadcasted_iota(jnp.int32, starts_BT.shape, 1)
+    begins_BT = jnp.sort(jnp.where(starts_BT == places_BT, places_BT, T), axis=1)  # those that there are, then T
     begins_BT = jnp.pad(begins_BT, [(0, 0), (0, most + 1)], constant_values=T)
     begins_BM, ends_BM = begins_BT[:, :most], begins_BT[:, 1 : most + 1]
     lengths_BM = jnp.where(begins_BM < T, ends_BM - begins_BM, -1)
@@ -222,8 +223,8 @@ def _rows(q_PKXH, k_BKSH):
 
 def _places(q_PKXH, starts_BS):
     """The column of each query and where its segment begins, two [P, Q]."""
-    starts_PQ = starts_BS.reshape(len(q_PKXH), -1)
-    return jnp.broadcast_to(jnp.arange(starts_BS.shape[1]), starts_BS.shape).reshape(starts_PQ.shape), starts_PQ
+    places_BS = jax.lax.broadcasted_iota(jnp.int32, starts_BS.shape, 1)
+    return tuple(array_BS.reshape(len(q_PKXH), -1) for array_BS in (places_BS, starts_BS))
 
 
 def _seen_blocks(places_Q, starts_Q):
@@ -235,9 +236,9 @@ def _scores(q_KXH, k_KSH, places_Q, starts_Q, block):
     """float32 scores, HIDDEN where a query does not see a key."""
     scores_KXS = _product("KXH,KSH->KXS", q_KXH, k_KSH)
     K, X, S = scores_KXS.shape
-    keys_S = block * S + jnp.arange(S)
-    seen_QS = (starts_Q[:, None] <= keys_S) & (keys_S <= places_Q[:, None])
-    return jnp.where(seen_QS, scores_KXS.reshape(K, X // S, S, S), HIDDEN).reshape(K, X, S)
+    keys_1S = block * S + jnp.arange(S)[None]
+    seen_QS = (starts_Q[:, None] <= keys_1S) & (keys_1S <= places_Q[:, None])
+    return jnp.where(seen_QS[None, None], scores_KXS.reshape(K, X // S, S, S), HIDDEN).reshape(K, X, S)
 
 
 def _at(array_BKSH, row, block, places_Q):
