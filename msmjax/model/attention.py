@@ -28,7 +28,7 @@ HIDDEN = -1e30  # the score of a key that is not seen: finite, so that a block w
 
 
 def keep_outputs(primitive, *_, **parameters) -> bool:
-    """A policy of `jax.checkpoint`: the outputs of every back end, and the sums that its backward pass needs beside them, are kept."""
+    """A policy of `jax.checkpoint`: attention's outputs are kept, and the sums that its backward pass needs beside them."""
     named = jax.checkpoint_policies.save_only_these_names(NAME)(primitive, *_, **parameters)
     return named or primitive.name == "dot_product_attention_fwd_wrapper"  # cuDNN's, whose sums cannot be named from outside
 
@@ -173,7 +173,7 @@ def _blocks_forward(q_PKXH, k_BKSH, v_BKSH, starts_BS):
             weighted_KXH = _product("KXS,KSH->KXH", weights_KXS.astype(v_BKSH.dtype), _at(v_BKSH, row, block, places_Q))
             return sums_KXH * keep_KX[..., None] + weighted_KXH, sum_KX * keep_KX + jnp.sum(weights_KXS, axis=-1), new_KX
 
-        # The queries' own block is the last, and shows each of them a key: what a block of hidden keys left is then multiplied by 0.
+        # The queries' own block is the last, and shows each a key: what a block of hidden keys left is then multiplied by 0.
         zero_KX = jnp.zeros(q_KXH.shape[:-1], jnp.float32)
         start = (jnp.zeros(q_KXH.shape, jnp.float32), zero_KX, zero_KX + HIDDEN)
         sums_KXH, sum_KX, most_KX = jax.lax.fori_loop(*_seen_blocks(places_Q, starts_Q), keys, start)
@@ -248,8 +248,8 @@ def _at(array_BKSH, row, block, places_Q):
 
 def _add_at(array_BKHS, row, block, part_KHS):
     start = (row, 0, 0, block * part_KHS.shape[2])
-    old = jax.lax.dynamic_slice(array_BKHS, start, (1, *part_KHS.shape))
-    return jax.lax.dynamic_update_slice(array_BKHS, old + part_KHS, start)
+    old_1KHS = jax.lax.dynamic_slice(array_BKHS, start, (1, *part_KHS.shape))
+    return jax.lax.dynamic_update_slice(array_BKHS, old_1KHS + part_KHS[None], start)
 
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -243,11 +243,14 @@ def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, seen, 
 
 def unembed(config: ModelConfig, params: dict, x_BTD: jax.Array) -> jax.Array:
     """Logits in float32, [..., V]."""
-    if config.tied_embeddings:
-        weights, subscripts = params["embedding_VD"], "...D,VD->...V"
-    else:
-        weights, subscripts = params["unembedding_DV"], "...D,DV->...V"
-    return jnp.einsum(subscripts, x_BTD, weights.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+    weights, letters = unembedding(config, params)
+    return jnp.einsum(f"...D,{letters}->...V", x_BTD, weights.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+
+
+def unembedding(config: ModelConfig, params: dict) -> tuple[jax.Array, str]:
+    """The matrix that makes logits, and its letters."""
+    letters = "VD" if config.tied_embeddings else "DV"
+    return params["embedding_VD" if config.tied_embeddings else "unembedding_DV"], letters
 
 
 def attention(config: ModelConfig, layer: dict, x_BTD, angles, starts_BT, place) -> jax.Array:

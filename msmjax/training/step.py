@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.artifact import BadInput
 from msmjax.model.attention import ONE_DEVICE
-from msmjax.model.transformer import ModelConfig, forward, init_adapter, init_params, unembed, with_adapter
+from msmjax.model.transformer import ModelConfig, forward, init_adapter, init_params, unembed, unembedding, with_adapter
 from msmjax.training import sharding
 
 
@@ -41,91 +41,96 @@ def row_nats(
 ) -> tuple[jax.Array, jax.Array]:
     """For each row, the sum of next-token cross-entropy over its supervised tokens in float32 nats, and their number: two [B].
 
-    Logits exist for `chunk` positions of each row at a time, never [B, T, V]. To differentiate, take `loss_sum`.
+    Logits exist for `chunk` positions of each row at a time, never [B, T, V]. To be differentiated, take `loss_sum`.
     """
     x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], place)
     targets_BT, counts_BT = _predicted(batch)
 
     def add_chunk(total_B, part):
-        return total_B + jnp.sum(_chunk_nats(config, params, *part)[0], axis=1), None
+        logits_XV = unembed(config, params, part[0])
+        nats_X, _ = _nats(logits_XV, *part[1:])
+        return total_B + jnp.sum(nats_X.reshape(len(total_B), -1), axis=1), None
 
-    total_B, _ = jax.lax.scan(add_chunk, jnp.zeros(len(x_BTD), jnp.float32), _in_chunks((x_BTD, targets_BT, counts_BT), chunk))
+    total_B, _ = jax.lax.scan(add_chunk, jnp.zeros(len(x_BTD), jnp.float32), _in_chunks(chunk, x_BTD, targets_BT, counts_BT))
     return total_B, jnp.sum(counts_BT, axis=1)
 
 
 def loss_sum(
     config: ModelConfig, params: dict, batch: dict[str, jax.Array], chunk: int, place=ONE_DEVICE
 ) -> tuple[jax.Array, jax.Array]:
-    """The sums of `row_nats` over all rows. To be differentiated: the gradient is formed with the logits, in the forward pass."""
+    """What `row_nats` says, summed over rows; made to be differentiated.
+
+    The gradient of the logits is formed with them, in the forward pass: no logits are kept, and none are computed again.
+    """
     x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], place)
     targets_BT, counts_BT = _predicted(batch)
-    name = "embedding_VD" if config.tied_embeddings else "unembedding_DV"
-    return _cross_entropy(config, chunk, x_BTD, {name: params[name]}, targets_BT, counts_BT), jnp.sum(counts_BT)
+    weights, letters = unembedding(config, params)
+    return _cross_entropy(letters, chunk, x_BTD, weights, targets_BT, counts_BT), jnp.sum(counts_BT)
 
 
 def _predicted(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Position t predicts token t + 1, if that is supervised and of the same segment: targets and bool, [B, T]."""
+    """Position t predicts token t + 1, if that is supervised and of the same segment: targets, and whether they count, [B, T]."""
     same_BT = jnp.roll(batch["segment_ids"], -1, axis=1) == batch["segment_ids"]
     counts_BT = (jnp.roll(batch["loss_mask"], -1, axis=1) & same_BT).at[:, -1].set(False)
     return jnp.roll(batch["tokens"], -1, axis=1), counts_BT
 
 
-def _in_chunks(arrays: tuple[jax.Array, ...], chunk: int) -> tuple[jax.Array, ...]:
-    """[B, T, ...] as [chunks, B, C, ...], the last chunk filled up with zeros."""
+def _in_chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """[B, T, ...] as [chunks, X, ...], where X is B x `chunk`; the last is filled up with zeros."""
     B, T = arrays[0].shape[:2]
     chunks = -(-T // chunk)
 
     def cut(array):
         array = jnp.pad(array, [(0, 0), (0, chunks * chunk - T)] + [(0, 0)] * (array.ndim - 2))
-        return jnp.moveaxis(array.reshape(B, chunks, chunk, *array.shape[2:]), 1, 0)
+        return jnp.moveaxis(array.reshape(B, chunks, chunk, *array.shape[2:]), 1, 0).reshape(chunks, B * chunk, *array.shape[2:])
 
     return tuple(map(cut, arrays))
 
 
-def _chunk_nats(config: ModelConfig, params: dict, x_BCD, targets_BC, counts_BC) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cross-entropy in nats, 0 where it does not count, [B, C]; the logits [B, C, V], and the logarithms of their sums [B, C]."""
-    logits_BCV = unembed(config, params, x_BCD)
-    right_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    sums_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+def _nats(logits_XV, targets_X, counts_X) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy in nats, 0 where it does not count, and the logarithms of the sums of exponentials, two [X]."""
+    right_X = jnp.take_along_axis(logits_XV, targets_X[:, None], axis=-1)[:, 0]
+    sums_X = jax.nn.logsumexp(logits_XV, axis=-1)
     # `where` and not a product: what a padding position computes can never reach the sum.
-    return jnp.where(counts_BC, sums_BC - right_BC, 0.0), logits_BCV, sums_BC
+    return jnp.where(counts_X, sums_X - right_X, 0.0), sums_X
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cross_entropy(config: ModelConfig, chunk: int, x_BTD, head: dict, targets_BT, counts_BT) -> jax.Array:
-    def add_chunk(total, part):
-        return total + jnp.sum(_chunk_nats(config, head, *part)[0]), None
-
-    return jax.lax.scan(add_chunk, jnp.float32(0), _in_chunks((x_BTD, targets_BT, counts_BT), chunk))[0]
+def _cross_entropy(letters: str, chunk: int, x_BTD, weights, targets_BT, counts_BT) -> jax.Array:
+    """The sum of nats; `weights` [D, V] or [V, D], as `letters` says."""
+    return _cross_entropy_and_gradients(letters, chunk, x_BTD, weights, targets_BT, counts_BT, trained=False)[0]
 
 
-def _cross_entropy_forward(config: ModelConfig, chunk: int, x_BTD, head, targets_BT, counts_BT):
-    # What is frozen is not `perturbed`: no gradient of it is computed.
-    trained = any(leaf.perturbed for leaf in head.values())
-    x_BTD, targets_BT, counts_BT = x_BTD.value, targets_BT.value, counts_BT.value
-    head = {name: leaf.value for name, leaf in head.items()}
+def _cross_entropy_forward(letters, chunk, *primals):
+    # `perturbed`: a frozen matrix, as with LoRA, has no gradient to compute.
+    return _cross_entropy_and_gradients(letters, chunk, *(primal.value for primal in primals), trained=primals[1].perturbed)
+
+
+def _cross_entropy_and_gradients(letters, chunk, x_BTD, weights, targets_BT, counts_BT, trained: bool):
+    narrow, product = weights.astype(x_BTD.dtype), functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add_chunk(carry, part):
-        total, d_head = carry
-        x_BCD, targets_BC, counts_BC = part
-        nats_BC, logits_BCV, sums_BC = _chunk_nats(config, head, *part)
-        d_logits_BCV = jnp.exp(logits_BCV - sums_BC[..., None]) - jax.nn.one_hot(targets_BC, config.vocab)
-        d_logits_BCV = jnp.where(counts_BC[..., None], d_logits_BCV, 0.0).astype(x_BCD.dtype)
-        X = x_BCD.shape[0] * x_BCD.shape[1]
-        _, transpose = jax.vjp(lambda head, x: unembed(config, head, x), head, x_BCD.reshape(X, -1))
-        more, d_x_BCD = transpose(d_logits_BCV.astype(jnp.float32).reshape(X, -1))
-        d_x_BCD = d_x_BCD.reshape(x_BCD.shape)
-        return (total + jnp.sum(nats_BC), jax.tree.map(jnp.add, d_head, more) if trained else d_head), d_x_BCD
+        total, d_weights = carry
+        x_XD, targets_X, counts_X = part
+        logits_XV = product(f"XD,{letters}->XV", x_XD, narrow)
+        nats_X, sums_X = _nats(logits_XV, targets_X, counts_X)
+        d_logits_XV = jnp.exp(logits_XV - sums_X[:, None]) - jax.nn.one_hot(targets_X, logits_XV.shape[1])
+        d_logits_XV = jnp.where(counts_X[:, None], d_logits_XV, 0.0).astype(x_XD.dtype)
+        if trained:
+            d_weights += product(f"XD,XV->{letters}", x_XD, d_logits_XV)
+        d_x_XD = product(f"XV,{letters}->XD", d_logits_XV, narrow).astype(x_XD.dtype)
+        return (total + jnp.sum(nats_X), d_weights), d_x_XD
 
-    start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, head) if trained else None)
-    (total, d_head), d_x = jax.lax.scan(add_chunk, start, _in_chunks((x_BTD, targets_BT, counts_BT), chunk))
-    d_x_BTD = jnp.moveaxis(d_x, 0, 1).reshape(len(x_BTD), -1, x_BTD.shape[2])[:, : x_BTD.shape[1]]
-    return total, (d_x_BTD, d_head)
+    start = (jnp.float32(0), jnp.zeros(weights.shape, jnp.float32) if trained else None)
+    (total, d_weights), d_x = jax.lax.scan(add_chunk, start, _in_chunks(chunk, x_BTD, targets_BT, counts_BT))
+    B, T, D = x_BTD.shape
+    d_x_BTD = jnp.moveaxis(d_x.reshape(-1, B, chunk, D), 0, 1).reshape(B, -1, D)[:, :T]
+    return total, (d_x_BTD, None if d_weights is None else d_weights.astype(weights.dtype))
 
 
-def _cross_entropy_backward(config: ModelConfig, chunk: int, residuals, d_total):
-    d_x_BTD, d_head = jax.tree.map(lambda array: (array * d_total).astype(array.dtype), residuals)
-    return d_x_BTD, d_head, None, None
+def _cross_entropy_backward(letters, chunk, gradients, d_total):
+    d_x_BTD, d_weights = jax.tree.map(lambda gradient: gradient * d_total.astype(gradient.dtype), gradients)
+    return d_x_BTD, d_weights, None, None
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward, symbolic_zeros=True)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from msmjax.artifact import BadInput
+from msmjax.model import attention as attentions
 from msmjax.model import transformer
-from msmjax.training.step import row_nats
+from msmjax.training.step import loss_sum
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def hidden(model, params, tokens, segment_ids):
 
 @functools.partial(jax.jit, static_argnums=0)
 def loss_and_grads(model, params, rows):
-    return jax.value_and_grad(lambda params: jnp.sum(row_nats(model, params, rows, chunk=7)[0]))(params)
+    return jax.value_and_grad(lambda params: loss_sum(model, params, rows, chunk=7)[0])(params)
 
 
 def assert_trees_close(one, other, rtol, atol):
@@ -115,7 +116,8 @@ def test_attention_against_jax_nn(model, params, rows):
     x_BTD = jax.random.normal(jax.random.key(1), (8, 24, 32))
     mask = transformer.attention_mask(jnp.asarray(rows["segment_ids"]))
     angles = transformer.rope_angles(plain, 24)
-    ours = transformer.attention(plain, layer, x_BTD, angles, mask, lambda x, letters: x)
+    starts = attentions.segment_starts(jnp.asarray(rows["segment_ids"]))
+    ours = transformer.attention(plain, layer, x_BTD, angles, starts, attentions.ONE_DEVICE)
     q, k, v = (jnp.einsum("BTD,DNH->BTNH", x_BTD, layer[name]) for name in ("wq_DNH", "wk_DKH", "wv_DKH"))
     theirs = jax.nn.dot_product_attention(
         transformer.rotate(q, *angles), transformer.rotate(k, *angles), v, mask=mask[:, None], implementation="xla"

@@ -17,6 +17,7 @@ from msmjax.model.shapes import SHAPES
 from msmjax.training import sharding
 from msmjax.training import step as steps
 from msmjax.training.sharding import MeshConfig
+from tests.jaxprs import equations
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "step.json"
 
@@ -69,9 +70,34 @@ def test_whole_logits_never_exist(model, step_config, rows):
     abstract = steps.abstract_state(model, step_config, mesh)
     jaxpr = str(jax.make_jaxpr(steps.compile_step(model, step_config, mesh))(abstract, {}, rows, np.float32(0)))
     assert "[8,24,32]" in jaxpr  # hidden states do
-    assert "[8,5,96]" in jaxpr  # a chunk's logits do
-    for whole in ("8,24,96", "192,96", "5,8,5,96", "8,25,96"):
+    assert "[40,96]" in jaxpr  # a chunk's logits do
+    for whole in ("8,24,96", "192,96", "5,40,96", "8,25,96", "200,96"):
         assert f"[{whole}]" not in jaxpr
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("chunk", [1, 5, 24, 100])
+def test_gradients_are_those_of_the_nats(model, rows, tied, chunk):
+    """`loss_sum` forms its gradient itself: against JAX's of `row_nats`, scaled, so that what comes from outside counts too."""
+    model = dataclasses.replace(model, tied_embeddings=tied)
+    params = transformer.init_params(model, jax.random.key(0))
+    ours, grads = jax.value_and_grad(lambda params: 0.3 * steps.loss_sum(model, params, rows, chunk)[0])(params)
+    theirs, expected = jax.value_and_grad(lambda params: 0.3 * jnp.sum(steps.row_nats(model, params, rows, 24)[0]))(params)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert_close(grads, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_unembedding_has_no_gradient(model, rows):
+    """Products with a side of V: logits and the gradient of hidden states; that of the matrix only where it is trained."""
+    lora = with_lora(model)
+    adapter, base = (init(lora, jax.random.key(0)) for init in (transformer.init_adapter, transformer.init_params))
+
+    def count(loss, trained):
+        products = [each for each in equations(jax.grad(loss), trained) if each.primitive.name == "dot_general"]
+        return sum(any(96 in array.aval.shape for array in (*each.invars, *each.outvars)) for each in products)
+
+    assert count(lambda adapter: steps.loss_sum(lora, transformer.with_adapter(base, adapter), rows, 5)[0], adapter) == 2
+    assert count(lambda base: steps.loss_sum(model, base, rows, 5)[0], base) == 3
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])

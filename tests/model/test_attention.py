@@ -1,0 +1,210 @@
+"""Every back end of attention: the same function, and no information where none may go."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as fused
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from msmjax.artifact import BadInput
+from msmjax.model import attention as attentions
+from msmjax.model.transformer import attention_mask
+from msmjax.training import sharding
+from tests.jaxprs import equations
+
+B, T, N, K, H = 3, 384, 4, 2, 24
+
+
+def mesh_of(*sizes):
+    devices = jax.devices()[: math.prod(sizes)]
+    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@pytest.fixture
+def segment_ids():
+    """Long and short segments, one of a single token, one whole row, padding at an end; and an id that comes again."""
+    ids = np.ones((B, T), np.int32)
+    ids[0, 130:], ids[0, 200:], ids[0, 201:], ids[0, 300:] = 2, 3, 4, 0
+    ids[1, 5:], ids[1, 17:] = 2, 1
+    return ids
+
+
+@pytest.fixture
+def arrays():
+    """Queries, keys, values, and a gradient of the output."""
+    return tuple(jax.random.normal(jax.random.key(i), (B, T, heads, H)) for i, heads in enumerate((N, K, K, N)))
+
+
+def offsets_as_documented(q_BTNH, k_BTNH, v_BTNH, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_type):
+    """What JAX's cuDNN function says it does with offsets and lengths, for as many heads of keys as of queries."""
+    assert mask_type == fused.MaskType.PADDING_CAUSAL and q_BTNH.shape == k_BTNH.shape
+    np.testing.assert_array_equal(q_seqlen, kv_seqlen)
+    np.testing.assert_array_equal(q_offsets, kv_offsets)
+    mask = np.zeros((B, T, T), bool)
+    for row, (starts, lengths) in enumerate(zip(np.asarray(q_offsets), np.asarray(q_seqlen), strict=True)):
+        assert len(starts) == len(lengths) + 1 and starts[-1] == -1
+        for start, length in zip(starts, lengths, strict=False):
+            mask[row, start : start + length, start : start + length] = np.tril(np.ones((length, length))) if length > 0 else False
+    return jax.nn.dot_product_attention(q_BTNH, k_BTNH, v_BTNH, mask=jnp.asarray(mask)[:, None], scale=scale, implementation="xla")
+
+
+@pytest.fixture(params=["xla, blocks of 128", "xla, blocks of 100", "xla, one block", "splash", "cudnn"])
+def back_end(request, monkeypatch):
+    """Splash is interpreted; of cuDNN's it is our part, what it is given, with JAX's documentation in place of the kernel."""
+    if request.param == "splash":
+        return functools.partial(attentions.splash, interpret=True)
+    if request.param == "cudnn":
+        monkeypatch.setattr(fused, "dot_product_attention", offsets_as_documented)
+        return attentions.cudnn
+    sizes = {"xla, blocks of 128": 128, "xla, blocks of 100": 100, "xla, one block": 512}
+    monkeypatch.setattr(attentions, "BLOCK", sizes[request.param])
+    return attentions.xla
+
+
+def value_and_gradients(function, arrays, segment_ids):
+    """The output, and the gradients of queries, keys and values."""
+    *inputs, d_out = arrays
+    out, transpose = jax.vjp(lambda *inputs: function(*inputs, attentions.segment_starts(jnp.asarray(segment_ids))), *inputs)
+    return [np.asarray(array) for array in (out, *transpose(d_out.astype(out.dtype)))]
+
+
+def test_against_jax_nn(back_end, arrays, segment_ids):
+    runs = np.cumsum(np.diff(segment_ids, axis=1, prepend=0) != 0, axis=1)  # an id that comes again is another segment
+    mask = attention_mask(jnp.asarray(runs))[:, None]
+
+    def theirs(q, k, v, starts):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+
+    ours, expected = (value_and_gradients(function, arrays, segment_ids) for function in (back_end, theirs))
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+def test_nothing_leaks(back_end, arrays, segment_ids):
+    """Other tokens in one segment, or in what comes after a position: all else has the same output and gradients, bit for bit."""
+    before = value_and_gradients(back_end, arrays, segment_ids)
+    inside = np.zeros((B, T), bool)
+    inside[0, 130:200] = inside[1, 5:17] = True  # whole segments
+    changed = tuple(jnp.where(inside[:, :, None, None], array * 3 + 1, array) for array in arrays)
+    after = value_and_gradients(back_end, changed, segment_ids)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one[~inside], other[~inside])
+        assert (one[inside] != other[inside]).any(axis=(1, 2)).mean() > 0.9
+    later = np.zeros((B, T), bool)
+    later[2, 150:] = True
+    changed = tuple(jnp.where(later[:, :, None, None], array * 3 + 1, array) for array in arrays)
+    np.testing.assert_array_equal(before[0][~later], value_and_gradients(back_end, changed, segment_ids)[0][~later])
+
+
+def test_bfloat16_is_near_float32(arrays, segment_ids):
+    narrow = tuple(array.astype(jnp.bfloat16) for array in arrays)
+    exact = value_and_gradients(attentions.xla, tuple(array.astype(jnp.float32) for array in narrow), segment_ids)
+    rounded = value_and_gradients(attentions.xla, narrow, segment_ids)
+    for one, other in zip(rounded, exact, strict=True):
+        assert one.dtype == jnp.bfloat16
+        assert 0 < np.abs(one.astype(np.float32) - other).mean() / np.abs(other).mean() < 0.01
+
+
+def test_blocks_that_no_query_sees_are_not_computed(monkeypatch):
+    """The loops over blocks of keys: all up to the queries' own, or those from the first query's segment on."""
+    monkeypatch.setattr(attentions, "BLOCK", 8)
+    starts = attentions.segment_starts(jnp.asarray([[1] * 20 + [2] * 4 + [3] * 8]))
+    places, starts = attentions._places(jnp.zeros((4, 1, 8, 2)), starts)
+    seen = [tuple(map(int, attentions._seen_blocks(*each))) for each in zip(places, starts, strict=True)]
+    assert seen == [(0, 1), (0, 2), (0, 3), (3, 4)]
+
+
+@pytest.mark.parametrize("name", attentions.BACK_ENDS)
+def test_remat_keeps_outputs(name, arrays, segment_ids, monkeypatch):
+    """The forward pass of attention is in a step once where its outputs are kept, and twice where all is computed again."""
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    function, mark = {
+        "xla": (attentions.xla, lambda each: each.primitive.name == "reduce_max"),
+        "splash": (attentions.splash, lambda each: "splash_mha_fwd" in str(each.params.get("name"))),
+        "cudnn": (attentions.cudnn, lambda each: each.primitive.name == "dot_product_attention_fwd_wrapper"),
+    }[name]
+    starts = attentions.segment_starts(jnp.asarray(segment_ids))
+    function = sharding.Placement(mesh_of(1, 1, 1)).per_device(function, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")
+    inputs = tuple(array.astype(jnp.bfloat16) for array in arrays[:3])
+
+    def count(policy):
+        def block(q, k, v):
+            return jnp.sum(jnp.sin(function(jnp.cos(q), k, v, starts)).astype(jnp.float32))
+
+        step = jax.value_and_grad(jax.checkpoint(block, policy=policy), argnums=(0, 1, 2))
+        return sum(mark(each) for each in equations(step, *inputs))
+
+    assert count(attentions.keep_outputs) == 1
+    assert count(None) == 2
+
+
+def test_cudnn_is_called_with_packed_segments(arrays, segment_ids, monkeypatch):
+    """Lowered for a GPU that is not here: the kernels' operands and settings."""
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    starts, d_out = attentions.segment_starts(jnp.asarray(segment_ids)), arrays[3].astype(jnp.bfloat16)
+
+    def both(q, k, v):
+        out, transpose = jax.vjp(lambda *inputs: attentions.cudnn(*inputs, starts), q, k, v)
+        return out, transpose(d_out)
+
+    inputs = tuple(array.astype(jnp.bfloat16) for array in arrays[:3])
+    lowered = jax.jit(both).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
+    for kernel in ("__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("):
+        (call,) = (line for line in lowered.splitlines() if f"custom_call @{kernel}" in line)
+        assert f"max_seg_per_batch\\22: {T // attentions.CUDNN_SEGMENT}" in call
+        assert "mask_type\\22: \\22PADDING_CAUSAL" in call
+        assert f"(tensor<{B}x{T}x{N}x{H}xbf16>, tensor<{B}x{T}x{N}x{H}xbf16>, tensor<{B}x{T}x{N}x{H}xbf16>, " in call
+
+
+def test_more_segments_than_cudnn_takes(arrays, monkeypatch):
+    """Not a number, so that training stops, and not a segment left out."""
+    monkeypatch.setattr(fused, "dot_product_attention", offsets_as_documented)
+    most = T // attentions.CUDNN_SEGMENT
+    for count in (most, most + 1):
+        ids = jnp.broadcast_to(jnp.minimum(jnp.arange(T) // 3, count - 1)[None], (B, T))
+        out = attentions.cudnn(*arrays[:3], attentions.segment_starts(ids))
+        assert bool(jnp.isnan(out).any()) == (count > most)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "change", "said"),
+    [
+        ("splash", "cpu", {}, r"needs a TPU, and this is a cpu"),
+        ("splash", "tpu", {"length": 192}, r"needs rows of a multiple of 128 tokens, and these have 192"),
+        ("cudnn", "cpu", {}, r"needs an NVIDIA GPU of compute capability 9.0 \(Hopper\) or above, and this is a cpu"),
+        ("cudnn", "gpu", {"capability": "8.0"}, r"9.0 \(Hopper\) or above, and this one has 8.0"),
+        ("cudnn", "gpu", {}, r"needs model.compute_dtype='bfloat16', not 'float32'"),
+        ("cudnn", "gpu", {"dtype": "bfloat16", "head_dim": 20}, r"a head_dim that is a multiple of 8 and at most 256, not 20"),
+    ],
+)
+def test_what_a_back_end_cannot_do_is_refused(monkeypatch, name, platform, change, said):
+    class Device:
+        compute_capability = change.get("capability", "9.0")
+
+    class Placed(attentions.OneDevice):
+        pass
+
+    Placed.platform = platform
+    monkeypatch.setattr(attentions.jax, "local_devices", lambda: [Device()])
+    length, dtype, head_dim = change.get("length", 256), change.get("dtype", "float32"), change.get("head_dim", 24)
+    q, k = (jnp.zeros((1, length, heads, head_dim), dtype) for heads in (N, K))
+    with pytest.raises(BadInput, match=rf"^model\.attention='{name}': .*{said}; model\.attention='xla' runs anywhere$"):
+        attentions.attention(name, q, k, k, jnp.zeros((1, length), jnp.int32), Placed())
+
+
+def test_each_device_has_its_own_rows_and_heads(arrays, segment_ids):
+    """On a mesh, no row or head is gathered: as on one device, from operands that stay where they are."""
+    mesh = mesh_of(1, 3, 2)
+    place, starts = sharding.Placement(mesh), attentions.segment_starts(jnp.asarray(segment_ids))
+    placed = [jax.device_put(a, jax.sharding.NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))) for a in arrays[:3]]
+    step = jax.jit(lambda *inputs: attentions.attention("xla", *inputs, starts, place))
+    np.testing.assert_array_equal(step(*placed), attentions.xla(*arrays[:3], starts))
+    text = step.lower(*placed).compile().as_text()
+    assert "all-gather" not in text and "all-reduce" not in text
