@@ -4,8 +4,8 @@
     JAX_PLATFORMS=cpu python benchmarks/topologies.py --variants=llama31_8b_4k --types=v5e,v6e      # some
 
 For every shape and type of chip, slices are tried from the smallest on and meshes from the one with the least tensor parallelism
-on, one row of the batch for each group of `tensor` chips, until the train step compiles, with splash attention. It prints rows of the table that is
-kept in docs/planning.md, figures in GiB of one chip.
+on, one row of the batch for each group of `tensor` chips, until the train step compiles, with splash attention. It prints rows of
+the table that is kept in docs/planning.md, figures in GiB of one chip.
 """
 
 import argparse

@@ -252,7 +252,10 @@ def test_lora_on_one_device_equals_eight(model, step_config, rows, shape):
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 2, 4)])
 def test_no_adapter_is_whole_on_every_device(shape):
     """An 8B model's, by shape alone: nothing of it is refused as replicated, on any mesh."""
-    fields = {"embedding_init": 0.02, "matrix_init": 1.0, "scan_layers": True, "remat": "full", "attention": "xla", "compute_dtype": "bfloat16"}
+    fields = {
+        "embedding_init": 0.02, "matrix_init": 1.0, "scan_layers": True, "remat": "full", "attention": "xla",
+        "compute_dtype": "bfloat16",
+    }  # fmt: skip
     llama = transformer.ModelConfig(**SHAPES["llama31_8b"], **fields, lora_rank=64, lora_alpha=128.0)
     config = steps.StepConfig(b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.01, clip=1.0, micro_batches=1, loss_chunk=512)
     for placed in (steps.abstract_state(llama, config, mesh_of(*shape))["params"], steps.abstract_base(llama, mesh_of(*shape))):
