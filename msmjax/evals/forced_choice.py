@@ -4,6 +4,7 @@ In: items (corpus/microworld.py says what they hold) and parameters. Out: one an
 training renders; an option's score is the log-probability of its whole answer and the end of the turn.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -79,6 +80,7 @@ def row_nats(batch: dict[str, np.ndarray], model: ModelConfig, params: dict, mes
 
 @functools.lru_cache(maxsize=8)
 def _compile(model: ModelConfig, mesh: Mesh):
+    model = dataclasses.replace(model, attention="xla")  # items have lengths that not every back end takes
     place = sharding.Placement(mesh)
     compute = functools.partial(step.row_nats, model, chunk=LENGTH_MULTIPLE, place=place)
     return jax.jit(lambda params, batch: compute(params, batch), out_shardings=NamedSharding(mesh, PartitionSpec()))

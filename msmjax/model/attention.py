@@ -82,6 +82,16 @@ def attention(back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.A
     return place.per_device(one_device, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(q_BTNH, k_BTKH, v_BTKH, starts_BT)
 
 
+def masked(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Attention to the keys that a mask shows, [B, T, N, H]; scores exist as a whole. It is for a few queries and a cache."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    scores_BKGTS = _product("BTKGH,BSKH->BKGTS", q_BTNH.reshape(B, T, K, N // K, H), k_BSKH) * H**-0.5
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, HIDDEN)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+
 def splash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, interpret: bool = False) -> jax.Array:
     """Splash attention of jax.experimental.pallas; interpreted, it runs on a CPU."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels

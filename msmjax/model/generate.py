@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msmjax.artifact import BadInput
-from msmjax.model.transformer import ModelConfig, angles_at, attention_mask, forward_cached, rope_angles, unembed
+from msmjax.model.transformer import ModelConfig, angles_at, forward_cached, keys_values, unembed
 
 BATCH_ROWS = 64  # prompts continued at a time
 COLUMNS = 32  # columns for prompts are this times a power of two, those for new tokens a multiple of it
@@ -68,10 +68,7 @@ def generate(
 
 def prefill(model: ModelConfig, params: dict, tokens_BP, columns: int, place) -> tuple[jax.Array, jax.Array]:
     """The cache after one forward pass of the prompts: keys and values, [L, B, P + `columns`, K, H]."""
-    B, P = tokens_BP.shape
-    cache = (jnp.zeros((model.layers, B, P, model.kv_heads, model.head_dim), model.compute_dtype),) * 2
-    mask_BPS = attention_mask(jnp.ones_like(tokens_BP))
-    _, cache = forward_cached(model, params, tokens_BP, rope_angles(model, P), mask_BPS, cache, 0, place)
+    cache = keys_values(model, params, tokens_BP, place)
     return tuple(place(jnp.pad(array, [(0, 0), (0, 0), (0, columns), (0, 0), (0, 0)]), "LBSKH") for array in cache)
 
 

@@ -180,16 +180,27 @@ def _count(init: Callable[[], dict]) -> int:
 
 
 def forward(
-    config: ModelConfig,
-    params: dict,
-    tokens_BT: jax.Array,
-    segment_ids_BT: jax.Array,
-    place=attentions.ONE_DEVICE,
+    config: ModelConfig, params: dict, tokens_BT: jax.Array, segment_ids_BT: jax.Array, place=attentions.ONE_DEVICE
 ) -> jax.Array:
     """Final hidden states, [B, T, D] in the compute dtype. `place` is a training.sharding.Placement, where there is a mesh."""
+    starts_BT = attentions.segment_starts(segment_ids_BT)
+
+    def attend(q_BTNH, k_BTKH, v_BTKH, past):
+        return attentions.attention(config.attention, q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
+
     # Rotary positions are relative, and attention stays within a segment: they need not restart with it.
-    angles = rope_angles(config, tokens_BT.shape[1])
-    return _through_blocks(config, params, tokens_BT, angles, attentions.segment_starts(segment_ids_BT), place)[0]
+    return _through_blocks(config, params, tokens_BT, rope_angles(config, tokens_BT.shape[1]), attend, place)[0]
+
+
+def keys_values(config: ModelConfig, params: dict, tokens_BT: jax.Array, place) -> tuple[jax.Array, jax.Array]:
+    """What `forward_cached` attends to: keys and values of rows of one segment, two [L, B, T, K, H] in the compute dtype."""
+    starts_BT = jnp.zeros_like(tokens_BT)
+
+    def attend(q_BTNH, k_BTKH, v_BTKH, past):
+        # Prompts have lengths that not every back end takes.
+        return attentions.attention("xla", q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
+
+    return _through_blocks(config, params, tokens_BT, rope_angles(config, tokens_BT.shape[1]), attend, place, keep=True)[1]
 
 
 def forward_cached(
@@ -199,16 +210,22 @@ def forward_cached(
 
     `cache` is two [L, B, S, K, H] in the compute dtype, keys and values; `mask_BTS` says which of its columns a token sees.
     """
-    x_BTD, new = _through_blocks(config, params, tokens_BT, angles, mask_BTS, place, cache, column)
+
+    def attend(q_BTNH, k_BTKH, v_BTKH, past):
+        own = ((past[0], k_BTKH), (past[1], v_BTKH))
+        k_BSKH, v_BSKH = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=1) for old, part in own)
+        return attentions.masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+
+    x_BTD, new = _through_blocks(config, params, tokens_BT, angles, attend, place, cache, keep=True)
     # The blocks only read the cache: one write for all layers, in place where the caller's loop carries it.
     written = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=2) for old, part in zip(cache, new, strict=True))
     return x_BTD, tuple(place(array, "LBSKH") for array in written)
 
 
-def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, seen, place, cache=None, column=0) -> tuple:
-    """Final hidden states [B, T, D] and, where there is a cache, the tokens' own keys and values, two [L, B, T, K, H].
+def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, attend, place, cache=None, keep=False) -> tuple:
+    """Final hidden states [B, T, D] and, to `keep`, the tokens' own keys and values, two [L, B, T, K, H].
 
-    What a token sees is said by segment starts [B, T], or with a cache by a mask [B, T, S].
+    `attend(q_BTNH, k_BTKH, v_BTKH, past) -> [B, T, N, H]`; `past` is the layer's part of the cache.
     """
     dtype = jnp.dtype(config.compute_dtype)
     x_BTD = place(params["embedding_VD"].astype(dtype)[tokens_BT], "BTD")
@@ -216,14 +233,14 @@ def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, seen, 
     def block(x_BTD, layer_and_past):
         layer, past = layer_and_past
         layer = {name.replace("_L", "_", 1): array.astype(dtype) for name, array in layer.items()}
-        normed_BTD = rms_norm(x_BTD, layer["attention_norm_D"], config)
-        if past is None:
-            out_BTD, new = attention(config, layer, normed_BTD, angles, seen, place), None
-        else:
-            out_BTD, new = cached_attention(config, layer, normed_BTD, angles, seen, place, past, column)
-        x_BTD = x_BTD + out_BTD
-        x_BTD = x_BTD + mlp(config, layer, rms_norm(x_BTD, layer["mlp_norm_D"], config), place)
-        return place(x_BTD, "BTD"), new
+        with jax.named_scope("attention"):
+            normed_BTD = rms_norm(x_BTD, layer["attention_norm_D"], config)
+            q_BTNH, *new = queries_keys_values(config, layer, normed_BTD, angles)
+            out_BTNH = attend(place(q_BTNH, "BTNH"), *new, past)
+            x_BTD = x_BTD + project(config, layer, "wo", out_BTNH)
+        with jax.named_scope("mlp"):
+            x_BTD = x_BTD + mlp(config, layer, rms_norm(x_BTD, layer["mlp_norm_D"], config), place)
+        return place(x_BTD, "BTD"), tuple(new) if keep else None
 
     if config.remat == "attention":
         block = jax.checkpoint(block, policy=attentions.keep_outputs)
@@ -253,25 +270,6 @@ def unembedding(config: ModelConfig, params: dict) -> tuple[jax.Array, str]:
     return params["embedding_VD" if config.tied_embeddings else "unembedding_DV"], letters
 
 
-def attention(config: ModelConfig, layer: dict, x_BTD, angles, starts_BT, place) -> jax.Array:
-    """Grouped-query attention within segments, [B, T, D]."""
-    with jax.named_scope("attention"):
-        q_BTNH, k_BTKH, v_BTKH = queries_keys_values(config, layer, x_BTD, angles)
-        out_BTNH = attentions.attention(config.attention, q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
-        return project(config, layer, "wo", out_BTNH)
-
-
-def cached_attention(config: ModelConfig, layer: dict, x_BTD, angles, mask_BTS, place, past: tuple, column) -> tuple:
-    """Attention to `past`, keys and values [B, S, K, H], with x's own put at `column`: the output, and x's own [B, T, K, H].
-
-    A query sees the keys that `mask_BTS` allows; scores exist as a whole.
-    """
-    with jax.named_scope("attention"):
-        q_BTNH, *new = queries_keys_values(config, layer, x_BTD, angles)
-        keys_values = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=1) for old, part in zip(past, new, strict=True))
-        return attend(config, layer, q_BTNH, *keys_values, mask_BTS, place), tuple(new)
-
-
 def queries_keys_values(config: ModelConfig, layer: dict, x_BTD, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
     """[B, T, N, H] and two [B, T, K, H]: projected, queries and keys turned to their positions."""
     q_BTNH = project(config, layer, "wq", x_BTD)
@@ -284,17 +282,6 @@ def queries_keys_values(config: ModelConfig, layer: dict, x_BTD, angles) -> tupl
     if config.qk_norm:
         q_BTNH, k_BTKH = rms_norm(q_BTNH, layer["q_norm_H"], config), rms_norm(k_BTKH, layer["k_norm_H"], config)
     return rotate(q_BTNH, *angles), rotate(k_BTKH, *angles), v_BTKH
-
-
-def attend(config: ModelConfig, layer: dict, q_BTNH, k_BSKH, v_BSKH, mask_BTS, place) -> jax.Array:
-    """The heads' weighted values through `wo`, [B, T, D]."""
-    B, T, N, H = q_BTNH.shape
-    q_BTKGH = place(q_BTNH, "BTNH").reshape(B, T, config.kv_heads, N // config.kv_heads, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
-    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jax.nn.softmax(scores, axis=-1).astype(q_BTNH.dtype)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
-    return project(config, layer, "wo", out_BTKGH.reshape(B, T, N, H))
 
 
 def project(config: ModelConfig, layer: dict, name: str, x_BT: jax.Array) -> jax.Array:
@@ -312,9 +299,8 @@ def project(config: ModelConfig, layer: dict, name: str, x_BT: jax.Array) -> jax
 
 def mlp(config: ModelConfig, layer: dict, x_BTD, place) -> jax.Array:
     """SwiGLU."""
-    with jax.named_scope("mlp"):
-        gate_BTF, up_BTF = project(config, layer, "w_gate", x_BTD), project(config, layer, "w_up", x_BTD)
-        return project(config, layer, "w_down", place(jax.nn.silu(gate_BTF) * up_BTF, "BTF"))
+    gate_BTF, up_BTF = project(config, layer, "w_gate", x_BTD), project(config, layer, "w_up", x_BTD)
+    return project(config, layer, "w_down", place(jax.nn.silu(gate_BTF) * up_BTF, "BTF"))
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
@@ -323,13 +309,6 @@ def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + config.norm_epsilon)
     # The product keeps x's rank: ranks are promoted nowhere else in this file.
     return x32.astype(x.dtype) * jax.lax.broadcast_in_dim(scale, x.shape, (x.ndim - 1,))
-
-
-def attention_mask(segment_ids_BT: jax.Array) -> jax.Array:
-    """bool [B, T, S]: a query sees the keys at or before it in its own segment (padding is a segment like any other)."""
-    T = segment_ids_BT.shape[1]
-    same_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    return same_BTS & jnp.tril(jnp.ones((T, T), bool))[None]
 
 
 def rope_angles(config: ModelConfig, length: int) -> tuple[jax.Array, jax.Array]:

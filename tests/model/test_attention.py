@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 
 from msmjax.artifact import BadInput
 from msmjax.model import attention as attentions
-from msmjax.model.transformer import attention_mask
 from msmjax.training import sharding
 from tests.jaxprs import equations
 
@@ -78,14 +77,21 @@ def value_and_gradients(function, arrays, segment_ids):
 
 def test_against_jax_nn(back_end, arrays, segment_ids):
     runs = np.cumsum(np.diff(segment_ids, axis=1, prepend=0) != 0, axis=1)  # an id that comes again is another segment
-    mask = attention_mask(jnp.asarray(runs))[:, None]
+    mask = jnp.asarray((runs[:, :, None] == runs[:, None]) & np.tril(np.ones((T, T), bool)))
 
     def theirs(q, k, v, starts):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
 
     ours, expected = (value_and_gradients(function, arrays, segment_ids) for function in (back_end, theirs))
     for one, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+def test_masked_against_jax_nn(arrays):
+    q, k, v, _ = arrays
+    mask = jax.random.bernoulli(jax.random.key(9), 0.5, (B, 2, T))
+    theirs = jax.nn.dot_product_attention(q[:, :2], k, v, mask=mask[:, None], implementation="xla")
+    np.testing.assert_allclose(attentions.masked(q[:, :2], k, v, mask), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_nothing_leaks(back_end, arrays, segment_ids):

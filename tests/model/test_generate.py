@@ -15,7 +15,7 @@ from msmjax.model import generate as generation
 from msmjax.model import transformer
 from msmjax.training import sharding
 
-GREEDY = {"constrain": sharding.Placement, "stop": (), "max_tokens": 16, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+GREEDY = {"placement": sharding.Placement, "stop": (), "max_tokens": 16, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 DRAWN = {**GREEDY, "temperature": 1.3, "top_p": 0.9}
 CHANGES = {
     "bias, norm, grouped": {},
@@ -92,18 +92,14 @@ def counting():
     """`sharding.Placement` that counts how often the cache was placed: when that was traced, `traced`, and when it ran, `run`."""
     count = collections.Counter()
 
-    def counted_placement(mesh):
-        place = sharding.Placement(mesh)
-
-        def counted(array, letters):
+    class Counted(sharding.Placement):
+        def __call__(self, array, letters):
             if letters == "LBSKH":
                 count["traced"] += 1
                 jax.debug.callback(lambda: count.update(run=1))
-            return place(array, letters)
+            return super().__call__(array, letters)
 
-        return counted
-
-    return counted_placement, count
+    return Counted, count
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from msmjax.artifact import BadInput
-from msmjax.model import attention as attentions
 from msmjax.model import transformer
 from msmjax.training.step import loss_sum
 
@@ -107,22 +106,6 @@ def test_bfloat16_is_near_float32(model, params, rows):
     assert rounded.dtype == jnp.bfloat16
     error = np.abs(exact - rounded.astype(np.float32)).mean() / np.abs(exact).mean()
     assert 0 < error < 0.03  # bfloat16 keeps 8 bits: 2^-8 a rounding, a few dozen roundings deep
-
-
-def test_attention_against_jax_nn(model, params, rows):
-    """The grouped attention of one layer against jax.nn.dot_product_attention on the same queries, keys and values."""
-    plain = dataclasses.replace(model, qkv_bias=False, qk_norm=False)
-    layer = {name.replace("_L", "_", 1): array[0] for name, array in params["blocks"].items()}
-    x_BTD = jax.random.normal(jax.random.key(1), (8, 24, 32))
-    mask = transformer.attention_mask(jnp.asarray(rows["segment_ids"]))
-    angles = transformer.rope_angles(plain, 24)
-    starts = attentions.segment_starts(jnp.asarray(rows["segment_ids"]))
-    ours = transformer.attention(plain, layer, x_BTD, angles, starts, attentions.ONE_DEVICE)
-    q, k, v = (jnp.einsum("BTD,DNH->BTNH", x_BTD, layer[name]) for name in ("wq_DNH", "wk_DKH", "wv_DKH"))
-    theirs = jax.nn.dot_product_attention(
-        transformer.rotate(q, *angles), transformer.rotate(k, *angles), v, mask=mask[:, None], implementation="xla"
-    )
-    np.testing.assert_allclose(ours, jnp.einsum("BTNH,NHD->BTD", theirs, layer["wo_NHD"]), rtol=1e-4, atol=1e-5)
 
 
 def test_rope_turns_by_relative_position(model):
