@@ -189,8 +189,8 @@ def test_the_loop_ends_when_all_rows_have(model, one, params, prompts, counting)
     new = generation.generate(model, params, one, [prompts[2]] * 3, **GREEDY | {"placement": placement, "stop": {short[4]}})
     jax.effects_barrier()
     assert new == [short[: short.index(short[4])]] * 3 != [[]] * 3
-    # Keys and values: twice in prefill, and in a step for each id and the stop id.
-    assert count["run"] - before == 2 * (2 + len(new[0]) + 1)
+    # Keys and values: once in prefill, and in a step for each id and the stop id.
+    assert count["run"] - before == 2 * (1 + len(new[0]) + 1)
 
 
 def test_draws_follow_the_probabilities(model, one):
