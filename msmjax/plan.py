@@ -256,7 +256,8 @@ def activation_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | 
                                computes without remat
       + one block's backward   twice its rows x T x e x (4 D + (2 N + 2 K) H / t + 3 F / t)
       + the loss               logits and their gradient in float32, 8 x rows x loss_chunk x V / t
-      + weights                a copy of this device's shard of what is trained in the compute dtype, if that is not float32
+      + weights                a copy of this device's shard of what is trained in the compute dtype, if that is not float32;
+                               and where fsdp cuts them, the matrices of two blocks, gathered, e x 2 x parameters / t
 
     e is the bytes of the compute dtype, t the mesh's `tensor`, rows those of a micro-batch on one device. Attention scores
     never exist as a whole. docs/planning.md compares it with the TPU compiler's peak; a GPU's has not been compared.
@@ -270,6 +271,9 @@ def activation_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | 
     loss = 8 * rows * config.optimizer.loss_chunk * model.vocab // tensor
     trained = _bytes(steps.abstract_state(model, config.optimizer, mesh)["params"])
     weights = trained * itemsize // 4 if itemsize < 4 else 0
+    if mesh.shape["fsdp"] > 1:
+        embeddings = (1 if model.tied_embeddings else 2) * model.vocab * model.width
+        weights += 2 * itemsize * (transformer.count_params(model) - embeddings) // model.layers // tensor
     return itemsize * tokens * (model.layers * kept + 2 * block) + loss + weights
 
 
