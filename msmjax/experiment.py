@@ -28,7 +28,7 @@ from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals import base_text, forced_choice, results
 from msmjax.local_teacher import open_teacher
-from msmjax.model import huggingface
+from msmjax.model import attention, huggingface
 from msmjax.report import corpus as corpus_report
 from msmjax.report import html, table
 from msmjax.report.findings import Findings
@@ -55,6 +55,8 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
     mesh = sharding.make_mesh(config.mesh)
     for stage in config.stages.values():
         loop.check_batch(stage, config.optimizer, mesh)
+    model, platform = config.model, sharding.Placement(mesh).platform
+    attention.check(model.attention, platform, config.row_length, model.head_dim, model.compute_dtype)
     steps.abstract_state(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
     if config.weights:
         huggingface.check_config(Path(config.weights), config.model)

@@ -57,27 +57,28 @@ def segment_starts(segment_ids_BT: jax.Array) -> jax.Array:
     return jax.lax.cummax(jnp.where(changes_BT.at[:, 0].set(True), places_BT, 0), axis=1)
 
 
-def attention(back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, place) -> jax.Array:
-    """The module's In and Out, each device with its own rows and heads.
-
-    Raises BadInput where the back end cannot do it on `place`'s devices, or at this length or precision.
-    """
-    T, H, dtype = q_BTNH.shape[1], q_BTNH.shape[3], q_BTNH.dtype
+def check(back_end: str, platform: str, length: int, head_dim: int, dtype: str) -> None:
+    """Raises BadInput where a back end cannot do rows of this length, heads of this size or this precision on a platform."""
 
     def need(true: bool, what: str) -> None:
         if not true:
             raise BadInput(f"model.attention={back_end!r}: {what}; model.attention='xla' runs anywhere")
 
     if back_end == "splash":
-        need(place.platform == "tpu", f"needs a TPU, and this is a {place.platform}")
-        need(T % SPLASH_BLOCKS[-1] == 0, f"needs rows of a multiple of {SPLASH_BLOCKS[-1]} tokens, and these have {T}")
+        need(platform == "tpu", f"needs a TPU, and this is a {platform}")
+        need(length % SPLASH_BLOCKS[-1] == 0, f"needs rows of a multiple of {SPLASH_BLOCKS[-1]} tokens, and these have {length}")
     if back_end == "cudnn":
         needed = "an NVIDIA GPU of compute capability 9.0 (Hopper) or above"
-        need(place.platform == "gpu", f"needs {needed}, and this is a {place.platform}")
+        need(platform == "gpu", f"needs {needed}, and this is a {platform}")
         capability = getattr(jax.local_devices()[0], "compute_capability", "0")
         need(float(capability) >= 9, f"needs {needed}, and this one has {capability}")
-        need(dtype == jnp.bfloat16, f"needs model.compute_dtype='bfloat16', not {dtype.name!r}")
-        need(H % 8 == 0 and H <= 256, f"needs a head_dim that is a multiple of 8 and at most 256, not {H}")
+        need(dtype == "bfloat16", f"needs model.compute_dtype='bfloat16', not {dtype!r}")
+        need(head_dim % 8 == 0 and head_dim <= 256, f"needs a head_dim that is a multiple of 8 and at most 256, not {head_dim}")
+
+
+def attention(back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, place) -> jax.Array:
+    """The module's In and Out, each device with its own rows and heads. Raises BadInput as `check` does."""
+    check(back_end, place.platform, q_BTNH.shape[1], q_BTNH.shape[3], q_BTNH.dtype.name)
     one_device = {"xla": xla, "splash": splash, "cudnn": cudnn}[back_end]
     return place.per_device(one_device, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(q_BTNH, k_BTKH, v_BTKH, starts_BT)
 

@@ -171,6 +171,7 @@ def test_provenance_takes_the_data_alone(tmp_path):
         ([TINY, "--config.zzzzzzzz=1"], ["unknown key 'zzzzzzzz'"]),
         ([TINY, "--config.model.layers=two"], ["model.layers=two"]),
         ([TINY, "--config.model.remat=ful"], ["model.remat='ful'", "full"]),
+        ([TINY, "--config.model.attention=cudnn"], ["model.attention='cudnn'", "NVIDIA GPU", "'xla'"]),
         ([TINY, "extra"], ["'extra'"]),
         ([TINY, "--processes=2"], ["--coordinator: missing"]),
         ([TINY, "--coordinator=localhost:1234", "--processes=2"], ["--process: missing"]),

@@ -188,24 +188,25 @@ def test_more_segments_than_cudnn_takes(arrays, monkeypatch):
         ("splash", "cpu", {}, r"needs a TPU, and this is a cpu"),
         ("splash", "tpu", {"length": 192}, r"needs rows of a multiple of 128 tokens, and these have 192"),
         ("cudnn", "cpu", {}, r"needs an NVIDIA GPU of compute capability 9.0 \(Hopper\) or above, and this is a cpu"),
-        ("cudnn", "gpu", {"capability": "8.0"}, r"9.0 \(Hopper\) or above, and this one has 8.0"),
+        ("cudnn", "gpu", {"capability": "8.6"}, r"9.0 \(Hopper\) or above, and this one has 8.6"),
         ("cudnn", "gpu", {}, r"needs model.compute_dtype='bfloat16', not 'float32'"),
         ("cudnn", "gpu", {"dtype": "bfloat16", "head_dim": 20}, r"a head_dim that is a multiple of 8 and at most 256, not 20"),
     ],
 )
 def test_what_a_back_end_cannot_do_is_refused(monkeypatch, name, platform, change, said):
     class Device:
-        compute_capability = change.get("capability", "9.0")
+        compute_capability = change.pop("capability", "9.0")
 
-    class Placed(attentions.OneDevice):
-        pass
-
-    Placed.platform = platform
     monkeypatch.setattr(attentions.jax, "local_devices", lambda: [Device()])
-    length, dtype, head_dim = change.get("length", 256), change.get("dtype", "float32"), change.get("head_dim", 24)
-    q, k = (jnp.zeros((1, length, heads, head_dim), dtype) for heads in (N, K))
+    asked = {"length": 256, "head_dim": 24, "dtype": "float32", **change}
     with pytest.raises(BadInput, match=rf"^model\.attention='{name}': .*{said}; model\.attention='xla' runs anywhere$"):
-        attentions.attention(name, q, k, k, jnp.zeros((1, length), jnp.int32), Placed())
+        attentions.check(name, platform, **asked)
+
+
+@pytest.mark.parametrize("name", ["splash", "cudnn"])
+def test_none_falls_back(name, arrays, segment_ids):
+    with pytest.raises(BadInput, match="and this is a cpu"):
+        attentions.attention(name, *arrays[:3], attentions.segment_starts(jnp.asarray(segment_ids)), attentions.ONE_DEVICE)
 
 
 def test_each_device_has_its_own_rows_and_heads(arrays, segment_ids):
