@@ -2,8 +2,8 @@
 precision.
 
     python benchmarks/train_throughput.py                                   # a small model that a CPU can train, LoRA and full
-    python benchmarks/train_throughput.py --model=llama32_1b --dtype=bfloat16 --length=4096 --rows=4    # one GPU
-    python benchmarks/train_throughput.py --model=llama31_8b --dtype=bfloat16 --length=4096 --rows=4 --modes lora
+    python benchmarks/train_throughput.py --model=llama32_1b --dtype=bfloat16 --length=4096 --rows=4 --attention=cudnn    # one GPU
+    python benchmarks/train_throughput.py --model=llama31_8b --dtype=bfloat16 --length=4096 --rows=4 --attention=cudnn --modes lora
 
 Each side trains in a process of its own, in turns (ours, theirs, ours, theirs), from the same random weights on the same random
 rows, never zeros. Theirs is what users run: the model class of transformers with its `sdpa` attention, PEFT's LoRA, torch's
