@@ -157,7 +157,7 @@ def xla(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.
     def pad(array):
         return jnp.pad(array, [(0, 0), (0, count * size - T)] + [(0, 0)] * (array.ndim - 2), mode="edge")
 
-    q_BCQKGH = pad(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)).reshape(B, count, size, K, N // K, H)
+    q_BCQKGH = pad(q_BTNH).reshape(B, count, size, K, N // K, H)
     q_PKXH = q_BCQKGH.transpose(0, 1, 3, 4, 2, 5).reshape(B * count, K, N // K * size, H)
     k_BKSH, v_BKSH = (pad(array).transpose(0, 2, 1, 3) for array in (k_BTKH, v_BTKH))
     out_BCKGQH = _blocks(q_PKXH, k_BKSH, v_BKSH, pad(starts_BT)).reshape(B, count, K, N // K, size, H)
@@ -208,7 +208,8 @@ def _blocks_backward(residuals, d_out_PKXH):
             k_KSH, v_KSH = (_at(array, row, block, places_Q) for array in (k_BKSH, v_BKSH))
             weights_KXS = jnp.exp(_scores(q_KXH, k_KSH, places_Q, starts_Q, block) - log_sums_KX[..., None])
             d_weights_KXS = _product("KXH,KSH->KXS", d_out_KXH, v_KSH)
-            d_scores_KXS = (weights_KXS * (d_weights_KXS - inner_KX[..., None])).astype(q_KXH.dtype)
+            d_scores_KXS = weights_KXS * (d_weights_KXS - inner_KX[..., None]) * q_KXH.shape[2] ** -0.5
+            d_scores_KXS = d_scores_KXS.astype(q_KXH.dtype)
             d_v_KHS = _product("KXH,KXS->KHS", d_out_KXH, weights_KXS.astype(q_KXH.dtype))
             d_k_KHS = _product("KXH,KXS->KHS", q_KXH, d_scores_KXS)
             d_q_KXH += _product("KXS,KSH->KXH", d_scores_KXS, k_KSH)
@@ -245,7 +246,7 @@ def _seen_blocks(places_Q, starts_Q):
 
 def _scores(q_KXH, k_KSH, places_Q, starts_Q, block):
     """float32 scores, HIDDEN where a query does not see a key."""
-    scores_KXS = _product("KXH,KSH->KXS", q_KXH, k_KSH)
+    scores_KXS = _product("KXH,KSH->KXS", q_KXH, k_KSH) * q_KXH.shape[2] ** -0.5
     K, X, S = scores_KXS.shape
     keys_1S = block * S + jnp.arange(S)[None]
     seen_QS = (starts_Q[:, None] <= keys_1S) & (keys_1S <= places_Q[:, None])
