@@ -55,8 +55,8 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
     mesh = sharding.make_mesh(config.mesh)
     for stage in config.stages.values():
         loop.check_batch(stage, config.optimizer, mesh)
-    model, platform = config.model, sharding.Placement(mesh).platform
-    attention.check(model.attention, platform, config.row_length, model.head_dim, model.compute_dtype)
+    model, kind = config.model, attention.kind_of(mesh.devices.flat[0])
+    attention.check(model.attention, *kind, config.row_length, model.head_dim, model.compute_dtype)
     steps.abstract_state(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
     if config.weights:
         huggingface.check_config(Path(config.weights), config.model)

@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig, suggestion
-from msmjax.model import lora, transformer
+from msmjax.model import attention, lora, transformer
 from msmjax.model.transformer import ModelConfig
 from msmjax.report import table
 from msmjax.training import loop, sharding
@@ -35,17 +35,18 @@ class DeviceType:
 
     flops: float  # dense bfloat16 FLOP/s; sparse peaks, twice as high, are never reached here
     memory: float  # bytes
+    kind: tuple[str, str]  # platform and compute capability, as model/attention.py asks
 
 
 DEVICES = {
     # FLOP/s of NVIDIA's data sheets (A100, H100, H200 SXM); memory as CUDA reports it, a little under the name.
-    "a100": DeviceType(312e12, 79 * GIB),
-    "h100": DeviceType(989e12, 79 * GIB),
-    "h200": DeviceType(989e12, 139 * GIB),
+    "a100": DeviceType(312e12, 79 * GIB, ("gpu", "8.0")),
+    "h100": DeviceType(989e12, 79 * GIB, ("gpu", "9.0")),
+    "h200": DeviceType(989e12, 139 * GIB, ("gpu", "9.0")),
     # FLOP/s a chip of the Cloud TPU system architecture pages; memory as the compiler's own "exceeds available HBM" has it.
-    "v5e": DeviceType(197e12, 15.75 * GIB),
-    "v5p": DeviceType(459e12, 95.74 * GIB),
-    "v6e": DeviceType(918e12, 31.25 * GIB),
+    "v5e": DeviceType(197e12, 15.75 * GIB, ("tpu", "")),
+    "v5p": DeviceType(459e12, 95.74 * GIB, ("tpu", "")),
+    "v6e": DeviceType(918e12, 31.25 * GIB, ("tpu", "")),
 }
 
 # Share of a described device's peak that training reaches. Published dense fine-tuning of 8B models, causal attention counted
@@ -69,6 +70,7 @@ class Machine:
     basis: str  # where that number is from
     memory: float | None  # bytes of one device, where they are known
     compiles: bool  # whether the train step is compiled for it
+    kind: tuple[str, str]  # as DeviceType's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,8 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         machine = devices_of(config, device)
     else:
         machine = this_machine(config)
+    model = config.model
+    attention.check(model.attention, *machine.kind, config.row_length, model.head_dim, model.compute_dtype)
     used = dict.fromkeys(name for arm in config.run for name in config.arms[arm] if name != IMPORT)
     stages = {name: config.stages[name] for name in used}
     for stage in stages.values():
@@ -149,7 +153,8 @@ def this_machine(config: ExperimentConfig) -> Machine:
     # CPU devices of one process are virtual and share one processor.
     flops = flops_per_second() * EFFICIENCY / (jax.local_device_count() if jax.default_backend() == "cpu" else 1)
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")  # a CPU has no memory of its own
-    return Machine("this machine", mesh, flops, f"{EFFICIENCY} of a measured matrix product", memory, compiles=False)
+    kind = attention.kind_of(jax.devices()[0])
+    return Machine("this machine", mesh, flops, f"{EFFICIENCY} of a measured matrix product", memory, False, kind)
 
 
 def devices_of(config: ExperimentConfig, name: str) -> Machine:
@@ -200,12 +205,12 @@ def slice_of(config: ExperimentConfig, name: str) -> Machine:
 def _described(name: str, kind: str, mesh: Mesh | AbstractMesh, compiles: bool) -> Machine:
     device = DEVICES[kind]
     basis = f"an assumed MFU of {ASSUMED_MFU} (peak {device.flops / 1e12:.0f} TFLOP/s)"
-    return Machine(name, mesh, ASSUMED_MFU * device.flops, basis, device.memory, compiles)
+    return Machine(name, mesh, ASSUMED_MFU * device.flops, basis, device.memory, compiles, device.kind)
 
 
 def flops_per_second() -> float:
     """Speed of one large float32 matrix product on the first device: the fastest of ten, since others can only slow it down."""
-    size = 1024
+    size = 1024 if jax.default_backend() == "cpu" else 8192  # so large that starting it takes no time beside it
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
@@ -260,14 +265,20 @@ def activation_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | 
                                and where fsdp cuts them, the matrices of two blocks, gathered, e x 2 x parameters / t
 
     e is the bytes of the compute dtype, t the mesh's `tensor`, rows those of a micro-batch on one device. Attention scores
-    never exist as a whole. docs/planning.md compares it with the TPU compiler's peak; a GPU's has not been compared.
+    never exist as a whole. cuDNN's attention has keys and values for all N heads, and keeps 4 bytes of sums for each of
+    rows x N / t x M x T, M the segments it has place for. docs/planning.md compares this with the TPU compiler's peak; a
+    GPU's has not been compared.
     """
     model, tensor = config.model, mesh.shape["tensor"]
     rows, itemsize = _rows_on_device(config, stage, mesh), jnp.dtype(model.compute_dtype).itemsize
     tokens, heads = rows * config.row_length, model.heads * model.head_dim // tensor
+    sums = 0
     narrow = (2 * model.heads + 2 * model.kv_heads) * model.head_dim + 3 * model.mlp
-    block = 4 * model.width + narrow // tensor
-    kept = {"none": block, "attention": model.width + heads, "full": model.width}[model.remat]
+    if model.attention == "cudnn":
+        sums = 4 * model.heads * attention.most_segments(config.row_length) // (tensor * itemsize)
+        narrow += 2 * (model.heads - model.kv_heads) * model.head_dim
+    block = 4 * model.width + narrow // tensor + sums
+    kept = {"none": block, "attention": model.width + heads + sums, "full": model.width}[model.remat]
     loss = 8 * rows * config.optimizer.loss_chunk * model.vocab // tensor
     trained = _bytes(steps.abstract_state(model, config.optimizer, mesh)["params"])
     weights = trained * itemsize // 4 if itemsize < 4 else 0

@@ -126,6 +126,38 @@ def test_activations_follow_what_divides_them(llama):
     assert estimate(attention) - estimate(llama) == 32 * 2 * 4096 * 32 * 128 * 2  # layers x rows x T x N x H x bytes
 
 
+def test_cudnns_sums_and_heads_are_counted(llama):
+    """Float32 sums for 64 segments of each of 32 heads, and keys and values for 24 heads more: where kept, and in a block."""
+
+    def estimate(config):
+        return plan.activation_bytes(config, config.stages["midtrain"], plan.devices_of(config, "h100:8").mesh)
+
+    tokens, sums, heads = 2 * 4096, 4 * 64 * 32, 2 * 2 * 24 * 128
+    for remat, more in (("full", 2 * (sums + heads)), ("attention", 34 * sums + 2 * heads), ("none", 34 * (sums + heads))):
+        config = with_part(llama, "model", remat=remat)
+        assert estimate(with_part(config, "model", attention="cudnn")) - estimate(config) == tokens * more
+
+
+def test_gathered_matrices_are_counted(llama):
+    """Two blocks' matrices in bfloat16 where fsdp cuts them, and none where it does not."""
+
+    def estimate(mesh):
+        config = dataclasses.replace(llama, mesh=mesh)
+        device = plan.devices_of(config, "h100:2").mesh
+        weights = sum(plan.state_bytes(config.model, config.optimizer, device)[:1])
+        return plan.activation_bytes(config, config.stages["midtrain"], device), weights
+
+    (cut, shard), (whole, all_of_it) = estimate(MeshConfig(1, 2, 1)), estimate(MeshConfig(2, 1, 1))
+    layer = 2 * 4096 * 32 * 128 + 2 * 4096 * 8 * 128 + 3 * 4096 * 14_336
+    assert cut - whole + (all_of_it - shard) // 2 == pytest.approx(2 * 2 * layer, rel=1e-3)  # and norms
+
+
+@pytest.mark.parametrize(("device", "name"), [("v5e:8", "cudnn"), ("a100:8", "cudnn"), ("h100:8", "splash")])
+def test_a_back_end_that_would_not_run_there_is_refused(llama, device, name):
+    with pytest.raises(BadInput, match=f"^model.attention='{name}': needs "):
+        plan.plan(with_part(llama, "model", attention=name), device=device)
+
+
 def test_sensible_settings_are_not_warned_of(llama):
     assert warned(dataclasses.replace(llama, mesh=MeshConfig(1, -1, 2)), "h200:16") == ""
 

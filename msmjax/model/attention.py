@@ -1,7 +1,7 @@
 """Causal attention within segments, by the back end that a config names.
 
 In: queries [B, T, N, H], keys and values [B, T, K, H], and where the segment of each position begins, [B, T]. Out: [B, T, N, H].
-A query sees the keys from the start of its segment to itself, exactly, on every back end; none falls back to another.
+A query sees the keys from the start of its segment to itself and no others; no back end falls back to another.
 
     xla     ours, in blocks, for any device: scores exist for one block of queries and keys at a time, and blocks that no query
             may see are not computed
@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from msmjax.artifact import BadInput
@@ -37,8 +38,8 @@ class OneDevice:
     """Where everything is on one device: what training.sharding.Placement is on a mesh."""
 
     @property
-    def platform(self) -> str:
-        return jax.default_backend()
+    def device(self) -> jax.Device:
+        return jax.devices()[0]
 
     def __call__(self, array: jax.Array, letters: str) -> jax.Array:
         return array
@@ -57,8 +58,11 @@ def segment_starts(segment_ids_BT: jax.Array) -> jax.Array:
     return jax.lax.cummax(jnp.where(changes_BT.at[:, 0].set(True), places_BT, 0), axis=1)
 
 
-def check(back_end: str, platform: str, length: int, head_dim: int, dtype: str) -> None:
-    """Raises BadInput where a back end cannot do rows of this length, heads of this size or this precision on a platform."""
+def check(back_end: str, platform: str, capability: str, length: int, head_dim: int, dtype: str) -> None:
+    """Raises BadInput where a back end cannot do rows of this length, heads of this size or this precision on a device.
+
+    `platform` is JAX's word, cpu, gpu or tpu; `capability` is a GPU's compute capability, such as 9.0.
+    """
 
     def need(true: bool, what: str) -> None:
         if not true:
@@ -68,17 +72,38 @@ def check(back_end: str, platform: str, length: int, head_dim: int, dtype: str) 
         need(platform == "tpu", f"needs a TPU, and this is a {platform}")
         need(length % SPLASH_BLOCKS[-1] == 0, f"needs rows of a multiple of {SPLASH_BLOCKS[-1]} tokens, and these have {length}")
     if back_end == "cudnn":
-        needed = "an NVIDIA GPU of compute capability 9.0 (Hopper) or above"
-        need(platform == "gpu", f"needs {needed}, and this is a {platform}")
-        capability = getattr(jax.local_devices()[0], "compute_capability", "0")
-        need(float(capability) >= 9, f"needs {needed}, and this one has {capability}")
+        hopper = platform == "gpu" and capability.replace(".", "").isdigit() and float(capability) >= 9
+        found = f"{platform} {capability}".rstrip()
+        need(hopper, f"needs an NVIDIA GPU of compute capability 9.0 (Hopper) or above, and this is a {found}")
         need(dtype == "bfloat16", f"needs model.compute_dtype='bfloat16', not {dtype!r}")
         need(head_dim % 8 == 0 and head_dim <= 256, f"needs a head_dim that is a multiple of 8 and at most 256, not {head_dim}")
 
 
+def kind_of(device: jax.Device) -> tuple[str, str]:
+    """Platform and capability, as `check` takes them."""
+    return device.platform, str(getattr(device, "compute_capability", ""))
+
+
+def most_segments(length: int) -> int:
+    """The segments of a row that `cudnn` has place for; with place for one, the kernel would take rows to be whole."""
+    return max(length // CUDNN_SEGMENT, 2)
+
+
+def check_segments(back_end: str, segment_ids_BT: np.ndarray) -> None:
+    """Raises BadInput where a row of a batch has more segments than the back end takes."""
+    length = segment_ids_BT.shape[1]
+    most = most_segments(length)
+    found = int(1 + np.max(np.count_nonzero(np.diff(segment_ids_BT, axis=1), axis=1), initial=0))
+    if back_end == "cudnn" and found > most:
+        raise BadInput(
+            f"model.attention='cudnn': a row has {found} documents and padding, and at most {most} fit in {length} tokens; "
+            "model.attention='xla' takes any number"
+        )
+
+
 def attention(back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, place) -> jax.Array:
     """The module's In and Out, each device with its own rows and heads. Raises BadInput as `check` does."""
-    check(back_end, place.platform, q_BTNH.shape[1], q_BTNH.shape[3], q_BTNH.dtype.name)
+    check(back_end, *kind_of(place.device), q_BTNH.shape[1], q_BTNH.shape[3], q_BTNH.dtype.name)
     one_device = {"xla": xla, "splash": splash, "cudnn": cudnn}[back_end]
     return place.per_device(one_device, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(q_BTNH, k_BTKH, v_BTKH, starts_BT)
 
@@ -107,7 +132,8 @@ def splash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: j
         ),
         head_shards=1, q_seq_shards=1, residual_checkpoint_name=NAME, interpret=interpret,
     )  # fmt: skip
-    q_BNTH, k_BKTH, v_BKTH = (array.swapaxes(1, 2) for array in (q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype), k_BTKH, v_BTKH))
+    scaled_BTNH = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype)
+    q_BNTH, k_BKTH, v_BKTH = (array.swapaxes(1, 2) for array in (scaled_BTNH, k_BTKH, v_BTKH))
     # Where a segment begins is an id of its own.
     return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, kernels.SegmentIds(starts_BT, starts_BT)).swapaxes(1, 2)
 
@@ -123,17 +149,17 @@ def cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: ja
         q_BTNH, k_BTNH, v_BTNH, q_seqlen=lengths_BM, kv_seqlen=lengths_BM, q_offsets=offsets_BM, kv_offsets=offsets_BM,
         scale=q_BTNH.shape[3] ** -0.5, mask_type=fused.MaskType.PADDING_CAUSAL,
     )  # fmt: skip
-    # A kernel without place for a segment must not train without it: training stops at the first loss that is not a number.
+    # A kernel without place for a segment must not train without it. Training asks `check_segments` first.
     return jnp.where(too_many, jnp.nan, out_BTNH)
 
 
 def packed_segments(starts_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Segments as cuDNN wants them: where each begins, int32 [B, M + 1], and its length [B, M], both filled up with -1.
 
-    M is T / CUDNN_SEGMENT; the third says whether a row has more than that.
+    M is `most_segments`; the third says whether a row has more than that.
     """
     T = starts_BT.shape[1]
-    most = max(T // CUDNN_SEGMENT, 2)  # with one, the kernel would take rows to be whole
+    most = most_segments(T)
     places_BT = jax.lax.broadcasted_iota(jnp.int32, starts_BT.shape, 1)
     begins_BT = jnp.sort(jnp.where(starts_BT == places_BT, places_BT, T), axis=1)  # those that there are, then T
     begins_BT = jnp.pad(begins_BT, [(0, 0), (0, most + 1)], constant_values=T)
@@ -146,8 +172,8 @@ def packed_segments(starts_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
 def xla(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array) -> jax.Array:
     """Flash attention (arXiv 2307.08691) as loops: the softmax is summed up block by block of keys.
 
-    P is the blocks of queries of all rows, X the queries of one for all heads that share keys: G x BLOCK. Layouts are those in
-    which XLA's products are fast on a CPU.
+    C is the blocks of a row, Q the queries of one; P those of all rows, B x C; X the queries of one for all heads that share keys,
+    G x Q. Layouts are those in which XLA's products are fast on a CPU.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
@@ -155,7 +181,7 @@ def xla(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.
     count = -(-T // size)
 
     def pad(array):
-        return jnp.pad(array, [(0, 0), (0, count * size - T)] + [(0, 0)] * (array.ndim - 2), mode="edge")
+        return jnp.pad(array, [(0, 0), (0, count * size - T)] + [(0, 0)] * (array.ndim - 2))
 
     q_BCQKGH = pad(q_BTNH).reshape(B, count, size, K, N // K, H)
     q_PKXH = q_BCQKGH.transpose(0, 1, 3, 4, 2, 5).reshape(B * count, K, N // K * size, H)

@@ -303,8 +303,8 @@ def mlp(config: ModelConfig, layer: dict, x_BTD, place) -> jax.Array:
     return project(config, layer, "w_down", place(swiglu(gate_BTF, up_BTF), "BTF"))
 
 
-# Computed again whatever remat says: a backward pass keeps what goes into these two, and not the float32 arrays between, which are
-# two fifths of all that it would keep.
+# Computed again whatever remat says, as norms are: a backward pass keeps what goes in, and not what is between, which would be two
+# fifths of all that it keeps.
 @jax.checkpoint
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     return jax.nn.silu(gate) * up

@@ -19,6 +19,7 @@ from msmjax import artifact
 from msmjax.artifact import BadInput, Preempted
 from msmjax.data import mixture as mixtures
 from msmjax.data.mixture import Mixture
+from msmjax.model import attention
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import checkpoint, preemption, processes, sharding, weights
 from msmjax.training import step as steps
@@ -113,7 +114,9 @@ def train(
             for step in range(first, stage.steps):
 
                 def read(start, stop, step=step):
-                    return mixtures.batch(mixture, step, stage.batch_rows, start, stop)
+                    rows = mixtures.batch(mixture, step, stage.batch_rows, start, stop)
+                    attention.check_segments(model.attention, rows["segment_ids"])
+                    return rows
 
                 with clock.spend("data"):
                     batch = sharding.place_batch(mesh, stage.batch_rows, read)
@@ -257,7 +260,9 @@ def check_batch(stage: StageConfig, step_config: StepConfig, mesh: jax.sharding.
     """Raises BadInput where the batch does not divide over micro-batches and devices."""
     if stage.batch_rows % step_config.micro_batches:
         raise BadInput(f"batch_rows={stage.batch_rows}: must be a multiple of optimizer.micro_batches={step_config.micro_batches}")
-    sharding.check_divides(mesh, "B", stage.batch_rows // step_config.micro_batches, "a micro-batch", sharding.RULES["B"])
+    rows = stage.batch_rows // step_config.micro_batches
+    what = f"a micro-batch (batch_rows={stage.batch_rows}, optimizer.micro_batches={step_config.micro_batches})"
+    sharding.check_divides(mesh, "B", rows, what, sharding.RULES["B"])
 
 
 # Seconds this process has spent tracing and compiling, summed by JAX's own monitoring.

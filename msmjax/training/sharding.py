@@ -115,8 +115,8 @@ class Placement:
     mesh: Mesh
 
     @property
-    def platform(self) -> str:
-        return self.mesh.devices.flat[0].platform
+    def device(self) -> jax.Device:
+        return self.mesh.devices.flat[0]
 
     def __call__(self, array: jax.Array, letters: str) -> jax.Array:
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec(letters, ACTIVATION_RULES)))

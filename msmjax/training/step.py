@@ -129,7 +129,7 @@ def _cross_entropy_and_gradients(letters, chunk, x_BTD, weights, targets_BT, cou
 
 
 def _cross_entropy_backward(letters, chunk, gradients, d_total):
-    d_x_BTD, d_weights = jax.tree.map(lambda gradient: gradient * d_total.astype(gradient.dtype), gradients)
+    d_x_BTD, d_weights = jax.tree.map(lambda gradient: (gradient * d_total).astype(gradient.dtype), gradients)
     return d_x_BTD, d_weights, None, None
 
 

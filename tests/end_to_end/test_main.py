@@ -191,7 +191,7 @@ def test_provenance_takes_the_data_alone(tmp_path):
         ([TINY, "--device=h100"], ["--device", "--plan"]),
         ([TINY, "--plan", "--device=h10"], ["no device type 'h10'", "did you mean 'h100'?"]),
         ([TINY, "--plan", "--device=h100:many"], ["--device=h100:many", "--device=h100:8"]),
-        ([TINY, "--plan", "--device=h100:3"], ["a micro-batch has B=8", "does not divide by 3"]),
+        ([TINY, "--plan", "--device=h100:3"], ["optimizer.micro_batches=1) has B=8", "does not divide by 3"]),
         ([TINY, "--plan", "--device=h100", "--topology=v5e:2x2"], ["--topology names its devices already"]),
         ([TINY, "--plan", "--device=h100", "--price=-1"], ["--price=-1"]),
         ([TINY, "--plan", "--topology=v5e"], ["--topology=v5e", "v5e:4x4"]),

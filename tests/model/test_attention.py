@@ -120,12 +120,16 @@ def test_bfloat16_is_near_float32(arrays, segment_ids):
 
 
 def test_blocks_that_no_query_sees_are_not_computed(monkeypatch):
-    """The loops over blocks of keys: all up to the queries' own, or those from the first query's segment on."""
+    """What is in their values, not even a number, reaches nothing; a block with a key that is seen would spread it."""
     monkeypatch.setattr(attentions, "BLOCK", 8)
-    starts = attentions.segment_starts(jnp.asarray([[1] * 20 + [2] * 4 + [3] * 8]))
-    places, starts = attentions._places(jnp.zeros((4, 1, 8, 2)), starts)
-    seen = [tuple(map(int, attentions._seen_blocks(*each))) for each in zip(places, starts, strict=True)]
-    assert seen == [(0, 1), (0, 2), (0, 3), (3, 4)]
+    ids = np.array([[1] * 16 + [2] * 16])
+    arrays = [jax.random.normal(jax.random.key(i), (1, 32, 1, 4)) for i in range(4)]
+    arrays[2] = arrays[2].at[:, 8:16].set(jnp.nan)
+    found = value_and_gradients(attentions.xla, tuple(arrays), ids)
+    for array in found:
+        assert np.isfinite(array[:, 16:]).all()
+    assert np.isfinite(found[0][:, :8]).all()
+    assert np.isnan(found[0][:, 8:16]).all()
 
 
 @pytest.mark.parametrize("name", attentions.BACK_ENDS)
@@ -188,19 +192,24 @@ def test_more_segments_than_cudnn_takes(arrays, monkeypatch):
         ("splash", "cpu", {}, r"needs a TPU, and this is a cpu"),
         ("splash", "tpu", {"length": 192}, r"needs rows of a multiple of 128 tokens, and these have 192"),
         ("cudnn", "cpu", {}, r"needs an NVIDIA GPU of compute capability 9.0 \(Hopper\) or above, and this is a cpu"),
-        ("cudnn", "gpu", {"capability": "8.6"}, r"9.0 \(Hopper\) or above, and this one has 8.6"),
+        ("cudnn", "gpu", {"capability": "8.6"}, r"9.0 \(Hopper\) or above, and this is a gpu 8.6"),
+        ("cudnn", "gpu", {"capability": "gfx942"}, r"9.0 \(Hopper\) or above, and this is a gpu gfx942"),
         ("cudnn", "gpu", {}, r"needs model.compute_dtype='bfloat16', not 'float32'"),
         ("cudnn", "gpu", {"dtype": "bfloat16", "head_dim": 20}, r"a head_dim that is a multiple of 8 and at most 256, not 20"),
     ],
 )
-def test_what_a_back_end_cannot_do_is_refused(monkeypatch, name, platform, change, said):
-    class Device:
-        compute_capability = change.pop("capability", "9.0")
-
-    monkeypatch.setattr(attentions.jax, "local_devices", lambda: [Device()])
-    asked = {"length": 256, "head_dim": 24, "dtype": "float32", **change}
+def test_what_a_back_end_cannot_do_is_refused(name, platform, change, said):
+    asked = {"length": 256, "head_dim": 24, "dtype": "float32", "capability": "9.0" if platform == "gpu" else "", **change}
     with pytest.raises(BadInput, match=rf"^model\.attention='{name}': .*{said}; model\.attention='xla' runs anywhere$"):
         attentions.check(name, platform, **asked)
+
+
+def test_rows_with_too_many_segments_are_refused(segment_ids):
+    attentions.check_segments("cudnn", segment_ids)
+    many = np.concatenate([segment_ids, np.arange(T)[None] // 50])
+    attentions.check_segments("xla", many)
+    with pytest.raises(BadInput, match=r"a row has 8 documents and padding, and at most 6 fit in 384 tokens; "):
+        attentions.check_segments("cudnn", many)
 
 
 @pytest.mark.parametrize("name", ["splash", "cudnn"])

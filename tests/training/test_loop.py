@@ -316,5 +316,7 @@ def test_refused_stages(step_config, mesh):
         dataclasses.replace(STAGE, data=(("base", 0.5),))
     with pytest.raises(BadInput, match=r"batch_rows=8: must be a multiple of optimizer.micro_batches=3"):
         loop.check_batch(STAGE, dataclasses.replace(step_config, micro_batches=3), mesh)
-    with pytest.raises(BadInput, match=r"a micro-batch has B=2, which does not divide by 4"):
+    with pytest.raises(
+        BadInput, match=r"a micro-batch \(batch_rows=\d+, optimizer.micro_batches=\d+\) has B=2, which does not divide by 4"
+    ):
         loop.check_batch(STAGE, dataclasses.replace(step_config, micro_batches=4), mesh)

@@ -87,6 +87,22 @@ def test_gradients_are_those_of_the_nats(model, rows, tied, chunk):
     assert_close(grads, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_in_bfloat16(model, rows):
+    """Near those of float32, and of the same dtype as the parameters, whatever scale comes from outside."""
+    params = transformer.init_params(model, jax.random.key(0))
+
+    def gradients_in(dtype):
+        there = dataclasses.replace(model, compute_dtype=dtype)
+        return jax.grad(lambda params: steps.loss_sum(there, params, rows, 5)[0] / 77)(params)
+
+    def check(exact, rounded):
+        assert rounded.dtype == jnp.float32
+        # bfloat16 keeps 8 bits: 2^-8 a rounding, some dozens of them forward and back.
+        assert np.linalg.norm(exact - rounded) < 0.06 * np.linalg.norm(exact)
+
+    jax.tree.map(check, gradients_in("float32"), gradients_in("bfloat16"))
+
+
 def test_a_frozen_unembedding_has_no_gradient(model, rows):
     """Products with a side of V: logits and the gradient of hidden states; that of the matrix only where it is trained."""
     lora = with_lora(model)
