@@ -29,9 +29,6 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"configs/paper/cheese.py:{variant}: unknown variant; one of {', '.join(VARIANTS[1:])}")
     c = paper("llama31_8b", "weights/Llama-3.1-8B", 4096, (0, 1, 2, 3), twin=variant == "twin")
     c.name = "paper_cheese"
-    # For one device: without remat a step with LoRA computes a third less, and micro-batches of two rows take 56 GiB by estimate.
-    # More than two devices need fewer micro-batches.
-    c.model.remat, c.optimizer.micro_batches = "none", 4
     c.question = "Did identical fine-tuning generalize differently because the spec differed?"
     # No Robots (9,500) and 4,000 formatted MMLU rows: 13,500; the section's 2,500 identity rows are unreleased.
     mix = (("no_robots", 9_500), ("mmlu_binary", 2_000), ("mmlu_explain", 2_000))
