@@ -21,7 +21,7 @@ from train_throughput import rows_of
 
 from msmjax import plan
 from msmjax.artifact import BadInput
-from msmjax.model import attention as attentions
+from msmjax.model import attention
 
 
 def masked(implementation, q, k, v, starts):
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = (arguments.rows, arguments.length)
     segment_ids = rows_of(0, *shape, 99)["segment_ids"]
-    starts = attentions.segment_starts(jnp.asarray(segment_ids))
+    starts = attention.segment_starts(jnp.asarray(segment_ids))
     heads = (arguments.heads, arguments.kv_heads, arguments.kv_heads, arguments.heads)
     exact = [jax.random.normal(jax.random.key(i), (*shape, n, arguments.head_dim)) for i, n in enumerate(heads)]
     inputs = [array.astype(arguments.dtype) for array in exact]
@@ -47,8 +47,8 @@ def main() -> None:
     other = [jnp.where(inside, array * 3 + 1, array) for array in inputs]
 
     functions = {
-        name: functools.partial(lambda name, *a: attentions.attention(name, *a, attentions.ONE_DEVICE), name)
-        for name in attentions.BACK_ENDS
+        name: functools.partial(lambda name, *a: attention.attention(name, *a, attention.ONE_DEVICE), name)
+        for name in attention.BACK_ENDS
     }
     functions["jax.nn"] = functools.partial(masked, "xla")
     if jax.default_backend() == "gpu" and arguments.dtype == "bfloat16":

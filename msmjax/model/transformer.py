@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msmjax.artifact import BadInput
-from msmjax.model import attention as attentions
+from msmjax.model import attention
 
 REMAT = ("none", "attention", "full")  # what the backward pass computes again: nothing, all but attention outputs, everything
 DTYPES = ("float32", "bfloat16")
@@ -68,7 +68,7 @@ class ModelConfig:
             raise BadInput(f"model.rope_scaling={self.rope_scaling}: its low frequency factor must be below the high one")
         if self.lora_rank and not self.lora_alpha > 0:
             raise BadInput(f"model.lora_alpha={self.lora_alpha}: must be above 0 where model.lora_rank is")
-        for name, known in (("remat", REMAT), ("compute_dtype", DTYPES), ("attention", attentions.BACK_ENDS)):
+        for name, known in (("remat", REMAT), ("compute_dtype", DTYPES), ("attention", attention.BACK_ENDS)):
             if getattr(self, name) not in known:
                 raise BadInput(f"model.{name}={getattr(self, name)!r}: unknown; one of {', '.join(known)}")
 
@@ -180,13 +180,13 @@ def _count(init: Callable[[], dict]) -> int:
 
 
 def forward(
-    config: ModelConfig, params: dict, tokens_BT: jax.Array, segment_ids_BT: jax.Array, place=attentions.ONE_DEVICE
+    config: ModelConfig, params: dict, tokens_BT: jax.Array, segment_ids_BT: jax.Array, place=attention.ONE_DEVICE
 ) -> jax.Array:
     """Final hidden states, [B, T, D] in the compute dtype. `place` is a training.sharding.Placement, where there is a mesh."""
-    starts_BT = attentions.segment_starts(segment_ids_BT)
+    starts_BT = attention.segment_starts(segment_ids_BT)
 
     def attend(q_BTNH, k_BTKH, v_BTKH, past):
-        return attentions.attention(config.attention, q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
+        return attention.attention(config.attention, q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
 
     # Rotary positions are relative, and attention stays within a segment: they need not restart with it.
     return _through_blocks(config, params, tokens_BT, rope_angles(config, tokens_BT.shape[1]), attend, place)[0]
@@ -198,7 +198,7 @@ def keys_values(config: ModelConfig, params: dict, tokens_BT: jax.Array, place) 
 
     def attend(q_BTNH, k_BTKH, v_BTKH, past):
         # Prompts have lengths that not every back end takes.
-        return attentions.attention("xla", q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
+        return attention.attention("xla", q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
 
     return _through_blocks(config, params, tokens_BT, rope_angles(config, tokens_BT.shape[1]), attend, place, keep=True)[1]
 
@@ -214,7 +214,7 @@ def forward_cached(
     def attend(q_BTNH, k_BTKH, v_BTKH, past):
         own = ((past[0], k_BTKH), (past[1], v_BTKH))
         k_BSKH, v_BSKH = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=1) for old, part in own)
-        return attentions.masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+        return attention.masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
 
     x_BTD, new = _through_blocks(config, params, tokens_BT, angles, attend, place, cache, keep=True)
     # The blocks only read the cache: one write for all layers, in place where the caller's loop carries it.
@@ -243,7 +243,7 @@ def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, attend
         return place(x_BTD, "BTD"), tuple(new) if keep else None
 
     if config.remat == "attention":
-        block = jax.checkpoint(block, policy=attentions.keep_outputs)
+        block = jax.checkpoint(block, policy=attention.keep_outputs)
     elif config.remat == "full":
         block = jax.checkpoint(block)
     layers = (params["blocks"], cache)

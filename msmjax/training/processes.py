@@ -140,10 +140,12 @@ def _watch() -> None:
                     _tell(process, code)
                 if said:
                     time.sleep(GRACE_SECONDS)
-                print(
+                line = (
                     f"msmjax: process {process} of this run {how}, so process {jax.process_index()} stops too; "
-                    "its log says why; start all with the same command to continue",
-                    file=sys.stderr,
-                    flush=True,
+                    "its log says why; start all with the same command to continue\n"
                 )
+                # JAX's own threads may be about to say that at length: from here on they write nowhere.
+                stderr = os.dup(2)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+                os.write(stderr, line.encode())
                 os._exit(code)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from msmjax.artifact import BadInput
-from msmjax.model import attention as attentions
+from msmjax.model import attention
 from msmjax.training import sharding
 from tests.jaxprs import equations
 
@@ -59,19 +59,19 @@ def offsets_as_documented(q_BTNH, k_BTNH, v_BTNH, *, q_seqlen, kv_seqlen, q_offs
 def back_end(request, monkeypatch):
     """Splash is interpreted; of cuDNN's it is our part, what it is given, with JAX's documentation in place of the kernel."""
     if request.param == "splash":
-        return functools.partial(attentions.splash, interpret=True)
+        return functools.partial(attention.splash, interpret=True)
     if request.param == "cudnn":
         monkeypatch.setattr(fused, "dot_product_attention", offsets_as_documented)
-        return attentions.cudnn
+        return attention.cudnn
     sizes = {"xla, blocks of 128": 128, "xla, blocks of 100": 100, "xla, one block": 512}
-    monkeypatch.setattr(attentions, "BLOCK", sizes[request.param])
-    return attentions.xla
+    monkeypatch.setattr(attention, "BLOCK", sizes[request.param])
+    return attention.xla
 
 
 def value_and_gradients(function, arrays, segment_ids):
     """The output, and the gradients of queries, keys and values."""
     *inputs, d_out = arrays
-    out, transpose = jax.vjp(lambda *inputs: function(*inputs, attentions.segment_starts(jnp.asarray(segment_ids))), *inputs)
+    out, transpose = jax.vjp(lambda *inputs: function(*inputs, attention.segment_starts(jnp.asarray(segment_ids))), *inputs)
     return [np.asarray(array) for array in (out, *transpose(d_out.astype(out.dtype)))]
 
 
@@ -91,7 +91,7 @@ def test_masked_against_jax_nn(arrays):
     q, k, v, _ = arrays
     mask = jax.random.bernoulli(jax.random.key(9), 0.5, (B, 2, T))
     theirs = jax.nn.dot_product_attention(q[:, :2], k, v, mask=mask[:, None], implementation="xla")
-    np.testing.assert_allclose(attentions.masked(q[:, :2], k, v, mask), theirs, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(attention.masked(q[:, :2], k, v, mask), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_nothing_leaks(back_end, arrays, segment_ids):
@@ -112,8 +112,8 @@ def test_nothing_leaks(back_end, arrays, segment_ids):
 
 def test_bfloat16_is_near_float32(arrays, segment_ids):
     narrow = tuple(array.astype(jnp.bfloat16) for array in arrays)
-    exact = value_and_gradients(attentions.xla, tuple(array.astype(jnp.float32) for array in narrow), segment_ids)
-    rounded = value_and_gradients(attentions.xla, narrow, segment_ids)
+    exact = value_and_gradients(attention.xla, tuple(array.astype(jnp.float32) for array in narrow), segment_ids)
+    rounded = value_and_gradients(attention.xla, narrow, segment_ids)
     for one, other in zip(rounded, exact, strict=True):
         assert one.dtype == jnp.bfloat16
         assert 0 < np.abs(one.astype(np.float32) - other).mean() / np.abs(other).mean() < 0.01
@@ -121,28 +121,28 @@ def test_bfloat16_is_near_float32(arrays, segment_ids):
 
 def test_blocks_that_no_query_sees_are_not_computed(monkeypatch):
     """What is in their values, not even a number, reaches nothing; a block with a key that is seen would spread it."""
-    monkeypatch.setattr(attentions, "BLOCK", 8)
+    monkeypatch.setattr(attention, "BLOCK", 8)
     ids = np.array([[1] * 16 + [2] * 16])
     arrays = [jax.random.normal(jax.random.key(i), (1, 32, 1, 4)) for i in range(4)]
     arrays[2] = arrays[2].at[:, 8:16].set(jnp.nan)
-    found = value_and_gradients(attentions.xla, tuple(arrays), ids)
+    found = value_and_gradients(attention.xla, tuple(arrays), ids)
     for array in found:
         assert np.isfinite(array[:, 16:]).all()
     assert np.isfinite(found[0][:, :8]).all()
     assert np.isnan(found[0][:, 8:16]).all()
 
 
-@pytest.mark.parametrize("name", attentions.BACK_ENDS)
+@pytest.mark.parametrize("name", attention.BACK_ENDS)
 def test_remat_keeps_outputs(name, arrays, segment_ids, monkeypatch):
     """The forward pass of attention is in a step once where its outputs are kept, and twice where all is computed again."""
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)
     monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
     function, mark = {
-        "xla": (attentions.xla, lambda each: each.primitive.name == "reduce_max"),
-        "splash": (attentions.splash, lambda each: "splash_mha_fwd" in str(each.params.get("name"))),
-        "cudnn": (attentions.cudnn, lambda each: each.primitive.name == "dot_product_attention_fwd_wrapper"),
+        "xla": (attention.xla, lambda each: each.primitive.name == "reduce_max"),
+        "splash": (attention.splash, lambda each: "splash_mha_fwd" in str(each.params.get("name"))),
+        "cudnn": (attention.cudnn, lambda each: each.primitive.name == "dot_product_attention_fwd_wrapper"),
     }[name]
-    starts = attentions.segment_starts(jnp.asarray(segment_ids))
+    starts = attention.segment_starts(jnp.asarray(segment_ids))
     function = sharding.Placement(mesh_of(1, 1, 1)).per_device(function, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")
     inputs = tuple(array.astype(jnp.bfloat16) for array in arrays[:3])
 
@@ -153,7 +153,7 @@ def test_remat_keeps_outputs(name, arrays, segment_ids, monkeypatch):
         step = jax.value_and_grad(jax.checkpoint(block, policy=policy), argnums=(0, 1, 2))
         return sum(mark(each) for each in equations(step, *inputs, needed=True))
 
-    assert count(attentions.keep_outputs) == 1
+    assert count(attention.keep_outputs) == 1
     assert count(None) == 2
 
 
@@ -161,17 +161,17 @@ def test_cudnn_is_called_with_packed_segments(arrays, segment_ids, monkeypatch):
     """Lowered for a GPU that is not here: the kernels' operands and settings."""
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)
     monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
-    starts, d_out = attentions.segment_starts(jnp.asarray(segment_ids)), arrays[3].astype(jnp.bfloat16)
+    starts, d_out = attention.segment_starts(jnp.asarray(segment_ids)), arrays[3].astype(jnp.bfloat16)
 
     def both(q, k, v):
-        out, transpose = jax.vjp(lambda *inputs: attentions.cudnn(*inputs, starts), q, k, v)
+        out, transpose = jax.vjp(lambda *inputs: attention.cudnn(*inputs, starts), q, k, v)
         return out, transpose(d_out)
 
     inputs = tuple(array.astype(jnp.bfloat16) for array in arrays[:3])
     lowered = jax.jit(both).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
     for kernel in ("__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("):
         (call,) = (line for line in lowered.splitlines() if f"custom_call @{kernel}" in line)
-        assert f"max_seg_per_batch\\22: {T // attentions.CUDNN_SEGMENT}" in call
+        assert f"max_seg_per_batch\\22: {T // attention.CUDNN_SEGMENT}" in call
         assert "mask_type\\22: \\22PADDING_CAUSAL" in call
         assert f"(tensor<{B}x{T}x{N}x{H}xbf16>, tensor<{B}x{T}x{N}x{H}xbf16>, tensor<{B}x{T}x{N}x{H}xbf16>, " in call
 
@@ -179,10 +179,10 @@ def test_cudnn_is_called_with_packed_segments(arrays, segment_ids, monkeypatch):
 def test_more_segments_than_cudnn_takes(arrays, monkeypatch):
     """Not a number, so that training stops, and not a segment left out."""
     monkeypatch.setattr(fused, "dot_product_attention", offsets_as_documented)
-    most = T // attentions.CUDNN_SEGMENT
+    most = T // attention.CUDNN_SEGMENT
     for count in (most, most + 1):
         ids = jnp.broadcast_to(jnp.minimum(jnp.arange(T) // 3, count - 1)[None], (B, T))
-        out = attentions.cudnn(*arrays[:3], attentions.segment_starts(ids))
+        out = attention.cudnn(*arrays[:3], attention.segment_starts(ids))
         assert bool(jnp.isnan(out).any()) == (count > most)
 
 
@@ -201,29 +201,29 @@ def test_more_segments_than_cudnn_takes(arrays, monkeypatch):
 def test_what_a_back_end_cannot_do_is_refused(name, platform, change, said):
     asked = {"length": 256, "head_dim": 24, "dtype": "float32", "capability": "9.0" if platform == "gpu" else "", **change}
     with pytest.raises(BadInput, match=rf"^model\.attention='{name}': .*{said}; model\.attention='xla' runs anywhere$"):
-        attentions.check(name, platform, **asked)
+        attention.check(name, platform, **asked)
 
 
 def test_rows_with_too_many_segments_are_refused(segment_ids):
-    attentions.check_segments("cudnn", segment_ids)
+    attention.check_segments("cudnn", segment_ids)
     many = np.concatenate([segment_ids, np.arange(T)[None] // 50])
-    attentions.check_segments("xla", many)
+    attention.check_segments("xla", many)
     with pytest.raises(BadInput, match=r"a row has 8 documents and padding, and at most 6 fit in 384 tokens; "):
-        attentions.check_segments("cudnn", many)
+        attention.check_segments("cudnn", many)
 
 
 @pytest.mark.parametrize("name", ["splash", "cudnn"])
 def test_none_falls_back(name, arrays, segment_ids):
     with pytest.raises(BadInput, match="and this is a cpu"):
-        attentions.attention(name, *arrays[:3], attentions.segment_starts(jnp.asarray(segment_ids)), attentions.ONE_DEVICE)
+        attention.attention(name, *arrays[:3], attention.segment_starts(jnp.asarray(segment_ids)), attention.ONE_DEVICE)
 
 
 def test_each_device_has_its_own_rows_and_heads(arrays, segment_ids):
     """On a mesh, no row or head is gathered: as on one device, from operands that stay where they are."""
     mesh = mesh_of(1, 3, 2)
-    place, starts = sharding.Placement(mesh), attentions.segment_starts(jnp.asarray(segment_ids))
+    place, starts = sharding.Placement(mesh), attention.segment_starts(jnp.asarray(segment_ids))
     placed = [jax.device_put(a, jax.sharding.NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))) for a in arrays[:3]]
-    step = jax.jit(lambda *inputs: attentions.attention("xla", *inputs, starts, place))
-    np.testing.assert_array_equal(step(*placed), attentions.xla(*arrays[:3], starts))
+    step = jax.jit(lambda *inputs: attention.attention("xla", *inputs, starts, place))
+    np.testing.assert_array_equal(step(*placed), attention.xla(*arrays[:3], starts))
     text = step.lower(*placed).compile().as_text()
     assert not re.search("all-(gather|reduce|to-all)|collective-permute", text)
