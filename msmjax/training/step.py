@@ -60,7 +60,8 @@ def loss_sum(
 ) -> tuple[jax.Array, jax.Array]:
     """What `row_nats` says, summed over rows; made to be differentiated.
 
-    The gradient of the logits is formed with them, in the forward pass: no logits are kept, and none are computed again.
+    The gradient of the logits is formed with them, in the forward pass: no logits are kept, and none are computed again. Positions
+    that predict nothing have none at all, but for those that fill up a chunk.
     """
     x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], place)
     targets_BT, counts_BT = _predicted(batch)
@@ -108,24 +109,35 @@ def _cross_entropy_forward(letters, chunk, *primals):
 
 def _cross_entropy_and_gradients(letters, chunk, x_BTD, weights, targets_BT, counts_BT, trained: bool):
     narrow, product = weights.astype(x_BTD.dtype), functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    # What counts comes first in each row, and chunks that no row needs have no logits: of chats, only the answers have any.
+    order_BT = jnp.argsort(~counts_BT, axis=1)
+    ordered = (_take(x_BTD, order_BT), _take(targets_BT, order_BT), _take(counts_BT, order_BT))
+    x, targets, counts = _in_chunks(chunk, *ordered)
+    needed = -(-jnp.max(jnp.sum(counts_BT, axis=1)) // chunk)
 
-    def add_chunk(carry, part):
-        total, d_weights = carry
-        x_XD, targets_X, counts_X = part
+    def add_chunk(index, carry):
+        total, d_weights, d_x = carry
+        x_XD, targets_X, counts_X = x[index], targets[index], counts[index]
         logits_XV = product(f"XD,{letters}->XV", x_XD, narrow)
         nats_X, sums_X = _nats(logits_XV, targets_X, counts_X)
         d_logits_XV = jnp.exp(logits_XV - sums_X[:, None]) - jax.nn.one_hot(targets_X, logits_XV.shape[1])
         d_logits_XV = jnp.where(counts_X[:, None], d_logits_XV, 0.0).astype(x_XD.dtype)
         if trained:
             d_weights += product(f"XD,XV->{letters}", x_XD, d_logits_XV)
-        d_x_XD = product(f"XV,{letters}->XD", d_logits_XV, narrow).astype(x_XD.dtype)
-        return (total + jnp.sum(nats_X), d_weights), d_x_XD
+        d_x = d_x.at[index].set(product(f"XV,{letters}->XD", d_logits_XV, narrow).astype(d_x.dtype))
+        return total + jnp.sum(nats_X), d_weights, d_x
 
-    start = (jnp.float32(0), jnp.zeros(weights.shape, jnp.float32) if trained else None)
-    (total, d_weights), d_x = jax.lax.scan(add_chunk, start, _in_chunks(chunk, x_BTD, targets_BT, counts_BT))
+    start = (jnp.float32(0), jnp.zeros(weights.shape, jnp.float32) if trained else None, jnp.zeros_like(x))
+    total, d_weights, d_x = jax.lax.fori_loop(0, needed, add_chunk, start)
     B, T, D = x_BTD.shape
     d_x_BTD = jnp.moveaxis(d_x.reshape(-1, B, chunk, D), 0, 1).reshape(B, -1, D)[:, :T]
+    d_x_BTD = _take(d_x_BTD, jnp.argsort(order_BT, axis=1))
     return total, (d_x_BTD, None if d_weights is None else d_weights.astype(weights.dtype))
+
+
+def _take(array_BT, places_BT):
+    """[B, T, ...]: of each row, what is at its places."""
+    return jax.vmap(lambda array_T, places_T: array_T[places_T])(array_BT, places_BT)
 
 
 def _cross_entropy_backward(letters, chunk, gradients, d_total):

@@ -116,6 +116,28 @@ def test_a_frozen_unembedding_has_no_gradient(model, rows):
     assert count(lambda base: steps.loss_sum(model, base, rows, 5)[0], base) == 3
 
 
+@pytest.mark.parametrize(("answers", "chunks"), [((), 0), ((3, 1), 1), ((5, 5), 1), ((0, 6), 2), ((10, 2), 2), ((11, 11), 3)])
+def test_only_what_counts_has_logits(model, rows, monkeypatch, answers, chunks):
+    """Rows with so many supervised tokens, wherever they are: chunks of five have logits until the longest row is through."""
+    computed, nats, params = [], steps._nats, transformer.init_params(model, jax.random.key(0))
+
+    def counted(*arrays):
+        jax.debug.callback(lambda: computed.append(1))
+        return nats(*arrays)
+
+    rows = {name: array.copy() for name, array in rows.items()}
+    rows["segment_ids"][:] = 1
+    rows["loss_mask"][:] = False
+    for row, answer in enumerate(answers):
+        rows["loss_mask"][row, np.random.default_rng(row).permutation(np.arange(1, 24))[:answer]] = True
+    expected = jax.grad(lambda params: jnp.sum(steps.row_nats(model, params, rows, 24)[0]))(params)
+    monkeypatch.setattr(steps, "_nats", counted)
+    found = jax.grad(lambda params: steps.loss_sum(model, params, rows, 5)[0])(params)
+    jax.effects_barrier()
+    assert len(computed) == chunks
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("micro_batches", [2, 4])
 def test_accumulation_equals_one_batch(model, step_config, rows, micro_batches):
     counts = rows["loss_mask"].sum(axis=1)
