@@ -118,10 +118,11 @@ def time_loop(config, blocks=4):
     seconds = {"with": [], "without": []}
     for block in range(blocks):
         for name, log in (("with", config.log), ("without", LogConfig(stage.steps, stage.steps))):
+            mixture = Mixture((source,), (1.0,), block)
             with tempfile.TemporaryDirectory() as work:
-                said = loop.train(
-                    Path(work), name, config.model, config.optimizer, stage, log, Mixture((source,), (1.0,), block), mesh, None, 0
-                )["seconds"]
+                said = loop.train(Path(work), name, config.model, config.optimizer, stage, log, mixture, mesh, None, None, 0)[
+                    "seconds"
+                ]
             spent = sum(said.values()) - said["compile"] - (said["checkpoint"] if name == "without" else 0)
             seconds[name].append(spent / stage.steps)
     return {name: float(np.median(values)) for name, values in seconds.items()}

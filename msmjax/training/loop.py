@@ -27,6 +27,9 @@ from msmjax.training.step import StepConfig
 from msmjax.training.weights import Source
 
 PHASES = ("compile", "data", "step", "checkpoint")
+# Steps that the host may be ahead of the devices: enough to keep them busy. With hundreds, batches pile up, and several CPU devices
+# of one process wait for each other for ever.
+IN_FLIGHT = 8
 FEWEST_UPDATES = 20  # below this, a stage has hardly begun: reproductions took such a null for a result
 
 
@@ -122,6 +125,8 @@ def train(
                     batch = sharding.place_batch(mesh, stage.batch_rows, read)
                 rate = steps.learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_steps, stage.final_learning_rate)
                 with clock.spend("step"):
+                    if len(waiting) >= IN_FLIGHT:
+                        jax.block_until_ready(waiting[-IN_FLIGHT][1])
                     state, metrics = update(state, base, batch, np.float32(rate))
                 waiting.append((step, {**metrics, "learning_rate": rate}))
                 done = step + 1

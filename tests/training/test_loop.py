@@ -271,6 +271,29 @@ def test_the_loss_falls_and_the_log_does_not_matter(tmp_path, model, step_config
     assert list((tmp_path / "often" / "tensorboard").glob("events.out.*"))
 
 
+def test_the_host_is_few_steps_ahead(tmp_path, model, step_config, mesh, monkeypatch):
+    """However seldom it logs: hundreds of steps that wait for several CPU devices of one process never end."""
+    compile_step, losses, awaited = steps.compile_step, [], []
+
+    def watched(*arguments):
+        update = compile_step(*arguments)
+
+        def step(*inputs):
+            # Before a step, the one that is so many before it has ended.
+            assert len(awaited) == max(len(losses) + 1 - loop.IN_FLIGHT, 0)
+            state, metrics = update(*inputs)
+            losses.append(metrics["loss"])
+            return state, metrics
+
+        return step
+
+    monkeypatch.setattr(steps, "compile_step", watched)
+    monkeypatch.setattr(jax, "block_until_ready", lambda metrics: awaited.append(metrics["loss"]))
+    train(tmp_path, model, step_config, mesh, log=LogConfig(metrics_every=24, checkpoint_every=24))
+    assert len(losses) == STAGE.steps
+    assert all(one is other for one, other in zip(awaited, losses, strict=False))
+
+
 def test_one_compilation_for_all_stages(tmp_path, model, step_config, mesh):
     """Stages of other length, rate and parent run the step that was compiled once."""
     steps.compile_step.cache_clear()
