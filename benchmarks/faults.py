@@ -32,6 +32,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
+from msmjax import artifact
 from msmjax.main import PREEMPTED
 from msmjax.training import checkpoint
 
@@ -201,7 +202,9 @@ def inject(kind: str, rng: random.Random, workdir: Path, log, duration: float, w
     for stage in stages_of(workdir):
         if (good.get(stage.name) or 0) > (checkpoint.last_good_step(stage) or 0):
             wrong.append(f"{stage.name}: lost the durable step {good[stage.name]}")
-    return met and (kind != "damage" or bool(damage(rng, workdir)))
+    # A run whose report is written has nothing left to do, and is not to be disturbed by what is done to its checkpoints.
+    finished = any(workdir.glob(f"cheese_tiny-*/{artifact.MANIFEST}"))
+    return met and not finished and (kind != "damage" or bool(damage(rng, workdir)))
 
 
 def trial(kind: str, rng: random.Random, workdir: Path, duration: float, reference: Path, expected: dict) -> tuple[int, list[str]]:
