@@ -120,10 +120,9 @@ def time_loop(config, blocks=4):
         for name, log in (("with", config.log), ("without", LogConfig(stage.steps, stage.steps))):
             mixture = Mixture((source,), (1.0,), block)
             with tempfile.TemporaryDirectory() as work:
-                said = loop.train(Path(work), name, config.model, config.optimizer, stage, log, mixture, mesh, None, None, 0)[
-                    "seconds"
-                ]
-            spent = sum(said.values()) - said["compile"] - (said["checkpoint"] if name == "without" else 0)
+                said = loop.train(Path(work), name, config.model, config.optimizer, stage, log, mixture, mesh, None, None, 0)
+            phases = said["seconds"]
+            spent = sum(phases.values()) - phases["compile"] - (phases["checkpoint"] if name == "without" else 0)
             seconds[name].append(spent / stage.steps)
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
