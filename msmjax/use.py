@@ -4,6 +4,7 @@ In: an experiment's config and its working directory. Out: text in the terminal,
 vLLM load.
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -166,7 +167,7 @@ def export(config: ExperimentConfig, workdir: Path, arm: str, to: Path, merge: b
             lora.write_peft(to, model, adapter, config.weights)
             print(f"{to}: {lora.describe(model)}, of seed {seed}; its base is {config.weights}")
             return
-        params = lora.merge(model, weights.base(model, mesh, source), adapter)
+        params = lora.merge(model, weights.base(dataclasses.replace(model, scan_layers=True), mesh, source), adapter)
     else:
         params = weights.whole(model, config.optimizer, mesh, source, stage)
     dtype = jax.tree.leaves(params)[0].dtype

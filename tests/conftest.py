@@ -2,7 +2,8 @@
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+# Some tests have something to say on other devices too (tests/test_device.py).
+os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[os.environ.get("MSMJAX_TEST_PLATFORM", "cpu")]
 # What tests compile takes longer than what it computes: with no optimization they take two thirds of the time. Runs of the whole
 # program (program.py) have flags of their own, and are compiled as a user's are.
 os.environ["XLA_FLAGS"] = (

@@ -17,11 +17,15 @@ CYCLE = 1000  # rows after which the sources have been visited in exactly their 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """Row sources and their shares of the rows; shares are positive and sum to one."""
+    """Row sources and their shares of the rows; shares are positive and sum to one.
+
+    No row has more than `segments`, padding included; 0 where that is not known.
+    """
 
     sources: tuple[Sequence[dict[str, np.ndarray]], ...]
     shares: tuple[float, ...]
     seed: int
+    segments: int = 0
 
     def __post_init__(self):
         if len(self.sources) != len(self.shares) or min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:

@@ -80,12 +80,13 @@ def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer) -> Iterator[Ex
 
 
 def pack(
-    examples: Iterable[Example], row_length: int, pad: int = PAD, too_long: str = "refuse"
+    examples: Iterable[Example], row_length: int, pad: int = PAD, too_long: str = "refuse", most_segments: int = 0
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict]:
     """Best-fit decreasing packing: arrays `tokens`, `segment_ids`, `loss_mask` of shape [rows, T], the SEGMENTs, and the ledger.
 
     Documents longer than a row are split into pieces that are segments of their own. What becomes of a longer conversation says
-    `too_long`: it raises BadInput, is split too, or is dropped.
+    `too_long`: it raises BadInput, is split too, or is dropped. A row has at most `most_segments` (0: any number), its padding
+    counted as one.
     Best-fit packing as in arXiv 2404.10830: each piece goes into the fullest row that still holds it.
     """
     ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0, "context_turns": 0}
@@ -121,6 +122,7 @@ def pack(
     rows: list[list[int]] = []
     with_space: dict[int, list[int]] = {}  # space left -> rows that have just that
     spaces: list[int] = []  # the keys of with_space, sorted
+    full = 0  # rows with as many segments as there may be
     for index in sorted(range(len(pieces)), key=lambda i: -len(pieces[i][0])):  # stable: equal lengths keep their order
         size = len(pieces[index][0])
         at = bisect.bisect_left(spaces, size)
@@ -134,7 +136,9 @@ def pack(
                 del with_space[space], spaces[at]
         rows[row].append(index)
         left = space - size
-        if left:
+        if left and most_segments and len(rows[row]) == most_segments - 1:
+            full += 1  # the next would be one too many, and what is left is padding
+        elif left:
             if left not in with_space:
                 bisect.insort(spaces, left)
             with_space.setdefault(left, []).append(row)
@@ -159,26 +163,37 @@ def pack(
         "supervised_tokens": int(loss_mask.sum()),
         "rows": len(rows),
         "row_length": row_length,
+        "segments": int(1 + np.max(np.count_nonzero(np.diff(segment_ids, axis=1), axis=1), initial=0)),  # of a row, padding too
+        "rows_full_of_segments": full,
     }
     if not ledger["supervised_tokens"]:
         raise BadInput("all-zero loss mask: not one token of this corpus would be trained on")
     return {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}, segments, ledger
 
 
-def make_rows(parent: Path, name: str, corpus: Path, tokenizer: AnyTokenizer, row_length: int, too_long: str = "refuse") -> Path:
-    """The artifact of a corpus directory's records as rows; made once for each (corpus, tokenizer, row length, code)."""
+def make_rows(
+    parent: Path,
+    name: str,
+    corpus: Path,
+    tokenizer: AnyTokenizer,
+    row_length: int,
+    too_long: str = "refuse",
+    most_segments: int = 0,
+) -> Path:
+    """The artifact of a corpus directory's records as rows, as `pack` says; made once for each (corpus, tokenizer, these, code)."""
     inputs = {
         "corpus": corpus.name,
         "tokenizer": tokenizer.name,
         "row_length": row_length,
         "too_long": too_long,
+        "most_segments": most_segments,
         "code": artifact.code_hash("data"),
     }
 
     def build(directory: Path) -> dict:
         try:
             examples = read_examples(sorted(corpus.glob("*.jsonl")), tokenizer)
-            arrays, segments, ledger = pack(examples, row_length, tokenizer.pad, too_long)
+            arrays, segments, ledger = pack(examples, row_length, tokenizer.pad, too_long, most_segments)
         except BadInput as error:
             raise BadInput(f"corpus {name} ({corpus}): {error}") from None
         content = artifact.content_hash(b"".join(array.tobytes() for array in (*arrays.values(), segments)))

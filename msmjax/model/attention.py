@@ -8,6 +8,8 @@ A query sees the keys from the start of its segment to itself and no others; no 
     splash  JAX's Pallas kernel for TPUs
     cudnn   cuDNN's flash attention, for NVIDIA GPUs from Hopper on, in bfloat16; a row has at most one segment for every
             CUDNN_SEGMENT positions
+
+`auto` is none of them: `resolve` names the fastest that a machine can run, once, before anything is computed.
 """
 
 import functools
@@ -21,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from msmjax.artifact import BadInput
 
 BACK_ENDS = ("xla", "splash", "cudnn")
+AUTO = "auto"
 BLOCK = 256  # queries and keys whose scores `xla` has at a time
 SPLASH_BLOCKS = (512, 256, 128)  # the largest that divides a row: smaller ones are slower, and lanes are 128
 CUDNN_SEGMENT = 64
@@ -84,39 +87,69 @@ def kind_of(device: jax.Device) -> tuple[str, str]:
     return device.platform, str(getattr(device, "compute_capability", ""))
 
 
+def resolve(wanted: str, platform: str, capability: str, length: int, head_dim: int, dtype: str) -> tuple[str, str]:
+    """The back end that `wanted` is on such a device, and why it is not a faster one, or "".
+
+    A named one is itself, and raises BadInput as `check` does; `auto` is the fastest whose `check` passes.
+    """
+    if wanted != AUTO:
+        check(wanted, platform, capability, length, head_dim, dtype)
+        return wanted, ""
+    fast = {"tpu": "splash", "gpu": "cudnn"}.get(platform)  # a CPU has no faster one
+    if fast is None:
+        return "xla", ""
+    try:
+        check(fast, platform, capability, length, head_dim, dtype)
+    except BadInput as error:
+        return "xla", str(error).split(";")[0].replace(f"model.attention={fast!r}:", f"{fast}")
+    return fast, ""
+
+
 def most_segments(length: int) -> int:
-    """The segments of a row that `cudnn` has place for; with place for one, the kernel would take rows to be whole."""
+    """The segments of a row that `cudnn` takes: its sums and its work grow with the number that it has place for."""
     return max(length // CUDNN_SEGMENT, 2)
 
 
-def check_segments(back_end: str, segment_ids_BT: np.ndarray) -> None:
-    """Raises BadInput where a row of a batch has more segments than the back end takes."""
+def place_for(found: int) -> int:
+    """The `segments` for rows that have as many: few values, so few compilations."""
+    return max(4, 1 << (found - 1).bit_length())
+
+
+def check_segments(back_end: str, segment_ids_BT: np.ndarray, segments: int) -> None:
+    """Raises BadInput where a row of a batch has more segments, padding included, than `attention` has place for."""
     if back_end != "cudnn":
         return
-    length = segment_ids_BT.shape[1]
-    most, found = most_segments(length), int(1 + np.max(np.count_nonzero(np.diff(segment_ids_BT, axis=1), axis=1), initial=0))
+    most = segments or most_segments(segment_ids_BT.shape[1])
+    found = int(1 + np.max(np.count_nonzero(np.diff(segment_ids_BT, axis=1), axis=1), initial=0))
     if found > most:
         raise BadInput(
-            f"model.attention='cudnn': a row has {found} documents and padding, and at most {most} fit in {length} tokens; "
+            f"model.attention='cudnn': a row has {found} documents and padding, and there is place for {most}; "
             "model.attention='xla' takes any number"
         )
 
 
-def attention(back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, place) -> jax.Array:
-    """The module's In and Out, each device with its own rows and heads. Raises BadInput as `check` does."""
+def attention(
+    back_end: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, place, segments: int = 0
+) -> jax.Array:
+    """The module's In and Out, each device with its own rows and heads. Raises BadInput as `check` does.
+
+    No row has more than `segments` (0: `most_segments` of them). Where that is 1, `starts_BT` is all zero.
+    """
     check(back_end, *kind_of(place.device), q_BTNH.shape[1], q_BTNH.shape[3], q_BTNH.dtype.name)
-    one_device = {"xla": xla, "splash": splash, "cudnn": cudnn}[back_end]
+    of_cudnn = functools.partial(cudnn, segments=segments or most_segments(q_BTNH.shape[1]))
+    one_device = {"xla": xla, "splash": splash, "cudnn": of_cudnn}[back_end]
     return place.per_device(one_device, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(q_BTNH, k_BTKH, v_BTKH, starts_BT)
 
 
-def masked(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-    """Attention to the keys that a mask shows, [B, T, N, H]; scores exist as a whole. It is for a few queries and a cache."""
+def masked(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Attention to the keys that a mask shows, [B, T, N, H]; scores exist as a whole. It is for a few queries and a cache, whose
+    layout lets a product read it as it lies."""
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    scores_BKGTS = _product("BTKGH,BSKH->BKGTS", q_BTNH.reshape(B, T, K, N // K, H), k_BSKH) * H**-0.5
+    K = k_BKSH.shape[1]
+    scores_BKGTS = _product("BTKGH,BKSH->BKGTS", q_BTNH.reshape(B, T, K, N // K, H), k_BKSH) * H**-0.5
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, HIDDEN)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+    return jnp.einsum("BKGTS,BKSH->BTKGH", weights_BKGTS, v_BKSH).reshape(B, T, N, H)
 
 
 def splash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, interpret: bool = False) -> jax.Array:
@@ -139,28 +172,43 @@ def splash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: j
     return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, kernels.SegmentIds(starts_BT, starts_BT)).swapaxes(1, 2)
 
 
-def cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array) -> jax.Array:
+def cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, starts_BT: jax.Array, segments: int) -> jax.Array:
     """cuDNN's attention over packed segments (jax pull request 25812), by a module of JAX that is not public."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
-    # Before pull request 39521 offsets of grouped keys were wrong, without an error: every head has keys of its own here.
-    k_BTNH, v_BTNH = (jnp.repeat(array, q_BTNH.shape[2] // k_BTKH.shape[2], axis=2) for array in (k_BTKH, v_BTKH))
-    offsets_BM, lengths_BM, too_many = packed_segments(starts_BT)
-    out_BTNH = fused.dot_product_attention(
-        q_BTNH, k_BTNH, v_BTNH, q_seqlen=lengths_BM, kv_seqlen=lengths_BM, q_offsets=offsets_BM, kv_offsets=offsets_BM,
-        scale=q_BTNH.shape[3] ** -0.5, mask_type=fused.MaskType.PADDING_CAUSAL,
+    causal = functools.partial(fused.dot_product_attention, scale=q_BTNH.shape[3] ** -0.5)
+    if segments == 1:
+        return causal(q_BTNH, k_BTKH, v_BTKH, mask_type=fused.MaskType.CAUSAL)
+    if not grouped_offsets_are_right():
+        k_BTKH, v_BTKH = (jnp.repeat(array, q_BTNH.shape[2] // k_BTKH.shape[2], axis=2) for array in (k_BTKH, v_BTKH))
+    offsets_BM, lengths_BM, too_many = packed_segments(starts_BT, segments)
+    out_BTNH = causal(
+        q_BTNH, k_BTKH, v_BTKH, q_seqlen=lengths_BM, kv_seqlen=lengths_BM, q_offsets=offsets_BM, kv_offsets=offsets_BM,
+        mask_type=fused.MaskType.PADDING_CAUSAL,
     )  # fmt: skip
     # A kernel without place for a segment must not train without it. Training asks `check_segments` first.
     return jnp.where(too_many, jnp.nan, out_BTNH)
 
 
-def packed_segments(starts_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+@functools.cache
+def grouped_offsets_are_right() -> bool:
+    """Whether the installed JAX finds the keys of a segment where query heads share them. Before its pull request 39521 it looked
+    behind them, without an error: every query head is then given keys of its own."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    with jax.ensure_compile_time_eval():
+        lengths_BM, offsets_BM = jnp.array([[1, 1]], jnp.int32), jnp.array([[0, 1, -1]], jnp.int32)
+        q_BTNH, k_BTKH = jnp.zeros((1, 2, 4, 8)), jnp.zeros((1, 2, 2, 8))
+        *_, found_BM = fused._fix_seqlen_offsets(lengths_BM, lengths_BM, offsets_BM, offsets_BM, q_BTNH, k_BTKH)
+        return int(found_BM[0, 1]) == 2 * 8  # the second segment begins after one token's two heads of keys
+
+
+def packed_segments(starts_BT: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Segments as cuDNN wants them: where each begins, int32 [B, M + 1], and its length [B, M], both filled up with -1.
 
-    M is `most_segments`; the third says whether a row has more than that.
+    M is `most`; the third says whether a row has more than that.
     """
     T = starts_BT.shape[1]
-    most = most_segments(T)
     places_BT = jax.lax.broadcasted_iota(jnp.int32, starts_BT.shape, 1)
     begins_BT = jnp.sort(jnp.where(starts_BT == places_BT, places_BT, T), axis=1)  # those that there are, then T
     begins_BT = jnp.pad(begins_BT, [(0, 0), (0, most + 1)], constant_values=T)

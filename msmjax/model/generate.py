@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msmjax.artifact import BadInput
-from msmjax.model.transformer import ModelConfig, angles_at, forward_cached, keys_values, unembed
+from msmjax.model.transformer import ModelConfig, angles_at, forward_cached, layers_of, prefill, unembed
 
 BATCH_ROWS = 64  # prompts continued at a time
 COLUMNS = 32  # columns for prompts are this times a power of two, those for new tokens a multiple of it
@@ -66,18 +66,12 @@ def generate(
     return new
 
 
-def prefill(model: ModelConfig, params: dict, tokens_BP, columns: int, place) -> tuple[jax.Array, jax.Array]:
-    """The cache after one forward pass of the prompts: keys and values, [L, B, P + `columns`, K, H]."""
-    cache = keys_values(model, params, tokens_BP, place)
-    return tuple(place(jnp.pad(array, [(0, 0), (0, 0), (0, columns), (0, 0), (0, 0)]), "LBSKH") for array in cache)
-
-
 def decode(model: ModelConfig, params: dict, ids_B, step, lengths_B, width: int, cache, place) -> tuple[jax.Array, tuple]:
     """Logits [B, V] after `ids_B`, which are written to column P + `step` of the cache, and the cache; `width` is P.
 
     Step 0 takes the last ids of the prompts, as if they were new: what `prefill` wrote of them is not looked at.
     """
-    columns_1S = jnp.arange(cache[0].shape[2])[None]
+    columns_1S = jnp.arange(jax.tree.leaves(cache)[0].shape[-2])[None]
     mask_BS = (columns_1S < lengths_B[:, None] - 1) | ((columns_1S >= width) & (columns_1S <= width + step))
     angles = tuple(angles_BH[:, None] for angles_BH in angles_at(model, lengths_B - 1 + step))
     x_B1D, cache = forward_cached(model, params, ids_B[:, None], angles, mask_BS[:, None], cache, width + step, place)
@@ -111,7 +105,10 @@ def _compile(model: ModelConfig, mesh: Mesh, placement, columns: int):
     place = placement(mesh)
 
     def run(params, tokens_BP, lengths_B, rows_B, seed, stops_V, max_tokens, temperature, top_p):
-        params = jax.tree.map(lambda array: array.astype(model.compute_dtype), params)  # once, and not at each token
+        # Once, and not at each token.
+        params = jax.tree.map(lambda array: array.astype(model.compute_dtype), params)
+        if not model.scan_layers:
+            params |= {"blocks": layers_of(params)}
         tokens_BP, lengths_B, rows_B = place(tokens_BP, "BP"), place(lengths_B, "B"), place(rows_B, "B")
         key, width = jax.random.key(seed), tokens_BP.shape[1]
 

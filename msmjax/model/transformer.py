@@ -68,7 +68,7 @@ class ModelConfig:
             raise BadInput(f"model.rope_scaling={self.rope_scaling}: its low frequency factor must be below the high one")
         if self.lora_rank and not self.lora_alpha > 0:
             raise BadInput(f"model.lora_alpha={self.lora_alpha}: must be above 0 where model.lora_rank is")
-        for name, known in (("remat", REMAT), ("compute_dtype", DTYPES), ("attention", attention.BACK_ENDS)):
+        for name, known in (("remat", REMAT), ("compute_dtype", DTYPES), ("attention", (attention.AUTO, *attention.BACK_ENDS))):
             if getattr(self, name) not in known:
                 raise BadInput(f"model.{name}={getattr(self, name)!r}: unknown; one of {', '.join(known)}")
 
@@ -162,7 +162,10 @@ def init_adapter(config: ModelConfig, key: jax.Array) -> dict:
 
 def with_adapter(params: dict, adapter: dict) -> dict:
     """What `forward` takes where lora_rank is not 0: the parameters with the adapter's pairs beside their matrices."""
-    return {**params, "blocks": {**params["blocks"], **adapter["blocks"]}}
+    blocks, pairs = params["blocks"], adapter["blocks"]
+    if isinstance(blocks, list):
+        return {**params, "blocks": [{**layer, **own} for layer, own in zip(blocks, unstack(pairs, len(blocks)), strict=True)]}
+    return {**params, "blocks": {**blocks, **pairs}}
 
 
 def count_params(config: ModelConfig) -> int:
@@ -180,52 +183,63 @@ def _count(init: Callable[[], dict]) -> int:
 
 
 def forward(
-    config: ModelConfig, params: dict, tokens_BT: jax.Array, segment_ids_BT: jax.Array, place=attention.ONE_DEVICE
+    config: ModelConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    segment_ids_BT: jax.Array,
+    place=attention.ONE_DEVICE,
+    segments: int = 0,
 ) -> jax.Array:
-    """Final hidden states, [B, T, D] in the compute dtype. `place` is a training.sharding.Placement, where there is a mesh."""
+    """Final hidden states, [B, T, D] in the compute dtype. `place` is a training.sharding.Placement, where there is a mesh.
+
+    No row has more than `segments`, if that is not 0 (model/attention.py).
+    """
     starts_BT = attention.segment_starts(segment_ids_BT)
 
     def attend(q_BTNH, k_BTKH, v_BTKH, past):
-        return attention.attention(config.attention, q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
+        return attention.attention(config.attention, q_BTNH, k_BTKH, v_BTKH, starts_BT, place, segments), None
 
     # Rotary positions are relative, and attention stays within a segment: they need not restart with it.
     return _through_blocks(config, params, tokens_BT, rope_angles(config, tokens_BT.shape[1]), attend, place)[0]
 
 
-def keys_values(config: ModelConfig, params: dict, tokens_BT: jax.Array, place) -> tuple[jax.Array, jax.Array]:
-    """What `forward_cached` attends to: keys and values of rows of one segment, two [L, B, T, K, H] in the compute dtype."""
+def prefill(config: ModelConfig, params: dict, tokens_BT: jax.Array, columns: int, place):
+    """The cache of rows of one segment, with room for `columns` more tokens: of each layer keys and values, two [B, K, S, H] in the
+    compute dtype, S = T + `columns`. A list of layers, or where they are scanned the same arrays as stacks [L, ...]."""
     starts_BT = jnp.zeros_like(tokens_BT)
 
     def attend(q_BTNH, k_BTKH, v_BTKH, past):
-        # Prompts have lengths that not every back end takes.
-        return attention.attention("xla", q_BTNH, k_BTKH, v_BTKH, starts_BT, place)
+        # Not every back end takes the lengths that prompts have; whole rows are what cuDNN is fastest at.
+        back_end = "cudnn" if config.attention == "cudnn" else "xla"
+        out_BTNH = attention.attention(back_end, q_BTNH, k_BTKH, v_BTKH, starts_BT, place, segments=1)
+        room = [(0, 0), (0, 0), (0, columns), (0, 0)]
+        return out_BTNH, tuple(place(jnp.pad(array.swapaxes(1, 2), room), "BKSH") for array in (k_BTKH, v_BTKH))
 
-    return _through_blocks(config, params, tokens_BT, rope_angles(config, tokens_BT.shape[1]), attend, place, keep=True)[1]
+    return _through_blocks(config, params, tokens_BT, rope_angles(config, tokens_BT.shape[1]), attend, place)[1]
 
 
 def forward_cached(
-    config: ModelConfig, params: dict, tokens_BT: jax.Array, angles: tuple, mask_BTS: jax.Array, cache: tuple, column, place
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    config: ModelConfig, params: dict, tokens_BT: jax.Array, angles: tuple, mask_BTS: jax.Array, cache, column, place
+) -> tuple:
     """`forward` of tokens whose keys and values go to columns `column` to `column + T - 1` of `cache`, and the cache with them.
 
-    `cache` is two [L, B, S, K, H] in the compute dtype, keys and values; `mask_BTS` says which of its columns a token sees.
+    `cache` is what `prefill` makes; `mask_BTS` says which of its columns a token sees.
     """
 
     def attend(q_BTNH, k_BTKH, v_BTKH, past):
-        own = ((past[0], k_BTKH), (past[1], v_BTKH))
-        k_BSKH, v_BSKH = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=1) for old, part in own)
-        return attention.masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+        own = zip(past, (k_BTKH, v_BTKH), strict=True)
+        # A layer's cache is written and then read: in place, where the caller's loop carries it.
+        written = (jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), column, axis=2) for old, new in own)
+        k_BKSH, v_BKSH = (place(array, "BKSH") for array in written)
+        return attention.masked(q_BTNH, k_BKSH, v_BKSH, mask_BTS), (k_BKSH, v_BKSH)
 
-    x_BTD, new = _through_blocks(config, params, tokens_BT, angles, attend, place, cache, keep=True)
-    # The blocks only read the cache: one write for all layers, in place where the caller's loop carries it.
-    written = (jax.lax.dynamic_update_slice_in_dim(old, part, column, axis=2) for old, part in zip(cache, new, strict=True))
-    return x_BTD, tuple(place(array, "LBSKH") for array in written)
+    return _through_blocks(config, params, tokens_BT, angles, attend, place, cache)
 
 
-def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, attend, place, cache=None, keep=False) -> tuple:
-    """Final hidden states [B, T, D] and, to `keep`, the tokens' own keys and values, two [L, B, T, K, H].
+def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, attend, place, cache=None) -> tuple:
+    """Final hidden states [B, T, D], and of each layer what `attend` keeps: a list, or where layers are scanned stacks [L, ...].
 
-    `attend(q_BTNH, k_BTKH, v_BTKH, past) -> [B, T, N, H]`; `past` is the layer's part of the cache.
+    `attend(q_BTNH, k_BTKH, v_BTKH, past) -> [B, T, N, H], kept`; `past` is the layer's part of the cache.
     """
     dtype = jnp.dtype(config.compute_dtype)
     x_BTD = place(params["embedding_VD"].astype(dtype)[tokens_BT], "BTD")
@@ -235,27 +249,40 @@ def _through_blocks(config: ModelConfig, params: dict, tokens_BT, angles, attend
         layer = {name.replace("_L", "_", 1): array.astype(dtype) for name, array in layer.items()}
         with jax.named_scope("attention"):
             normed_BTD = rms_norm(x_BTD, layer["attention_norm_D"], config)
-            q_BTNH, *new = queries_keys_values(config, layer, normed_BTD, angles)
-            out_BTNH = attend(place(q_BTNH, "BTNH"), *new, past)
-            x_BTD = x_BTD + project(config, layer, "wo", out_BTNH)
+            q_BTNH, k_BTKH, v_BTKH = queries_keys_values(config, layer, normed_BTD, angles)
+            out_BTNH, kept = attend(place(q_BTNH, "BTNH"), k_BTKH, v_BTKH, past)
+            x_BTD = x_BTD + project(config, layer, ("wo",), out_BTNH)[0]
         with jax.named_scope("mlp"):
             x_BTD = x_BTD + mlp(config, layer, rms_norm(x_BTD, layer["mlp_norm_D"], config), place)
-        return place(x_BTD, "BTD"), tuple(new) if keep else None
+        return place(x_BTD, "BTD"), kept
 
     if config.remat == "attention":
         block = jax.checkpoint(block, policy=attention.keep_outputs)
     elif config.remat == "full":
         block = jax.checkpoint(block)
-    layers = (params["blocks"], cache)
     if config.scan_layers:
-        x_BTD, new = jax.lax.scan(block, x_BTD, layers)
+        x_BTD, kept = jax.lax.scan(block, x_BTD, (params["blocks"], cache))
     else:
-        news = []
-        for index in range(config.layers):
-            x_BTD, new = block(x_BTD, jax.tree.map(lambda array, i=index: array[i], layers))
-            news.append(new)
-        new = jax.tree.map(lambda *parts: jnp.stack(parts), *news)
-    return rms_norm(x_BTD, params["final_norm_D"].astype(dtype), config), new
+        kept = []
+        for index, layer in enumerate(layers_of(params)):
+            x_BTD, of_layer = block(x_BTD, (layer, cache and cache[index]))
+            kept.append(of_layer)
+    return rms_norm(x_BTD, params["final_norm_D"].astype(dtype), config), kept
+
+
+def layers_of(params: dict) -> list[dict]:
+    """The arrays of each block. Where they are stacks, this takes them apart, so a loop should be given what it returns."""
+    blocks = params["blocks"]
+    return blocks if isinstance(blocks, list) else unstack(blocks, len(blocks["attention_norm_LD"]))
+
+
+def unstack(blocks: dict, layers: int) -> list[dict]:
+    """The arrays of all blocks, [L, ...] each, as a dict for each block, whose names have no L.
+
+    `split`, since its gradient is one concatenation; that of slices would be a sum of L whole stacks.
+    """
+    parts = {name.replace("_L", "_", 1): jax.lax.split(array, [1] * layers) for name, array in blocks.items()}
+    return [{name: array[layer][0] for name, array in parts.items()} for layer in range(layers)]
 
 
 def unembed(config: ModelConfig, params: dict, x_BTD: jax.Array) -> jax.Array:
@@ -272,9 +299,7 @@ def unembedding(config: ModelConfig, params: dict) -> tuple[jax.Array, str]:
 
 def queries_keys_values(config: ModelConfig, layer: dict, x_BTD, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
     """[B, T, N, H] and two [B, T, K, H]: projected, queries and keys turned to their positions."""
-    q_BTNH = project(config, layer, "wq", x_BTD)
-    k_BTKH = project(config, layer, "wk", x_BTD)
-    v_BTKH = project(config, layer, "wv", x_BTD)
+    q_BTNH, k_BTKH, v_BTKH = project(config, layer, ("wq", "wk", "wv"), x_BTD)
     if config.qkv_bias:
         q_BTNH += layer["bq_NH"][None, None]
         k_BTKH += layer["bk_KH"][None, None]
@@ -284,23 +309,31 @@ def queries_keys_values(config: ModelConfig, layer: dict, x_BTD, angles) -> tupl
     return rotate(q_BTNH, *angles), rotate(k_BTKH, *angles), v_BTKH
 
 
-def project(config: ModelConfig, layer: dict, name: str, x_BT: jax.Array) -> jax.Array:
-    """x W, and with LoRA + (lora_alpha / lora_rank) (x A) B: the product of A and B never exists."""
-    summed, out = PROJECTIONS[name]
+def project(config: ModelConfig, layer: dict, names: tuple[str, ...], x_BT: jax.Array) -> list[jax.Array]:
+    """x W for each W, and with LoRA + (lora_alpha / lora_rank) (x A) B: the product of A and B never exists."""
+    summed = PROJECTIONS[names[0]][0]
     # As one axis, X = B x T: XLA's CPU computes the gradient of a matrix twice as fast as when it is summed over two.
     B, T = x_BT.shape[:2]
     x_X = x_BT.reshape(B * T, *x_BT.shape[2:])
-    y_X = jnp.einsum(f"X{summed},{summed}{out}->X{out}", x_X, layer[f"{name}_{summed}{out}"])
     if config.lora_rank:
-        low_XR = jnp.einsum(f"X{summed},{summed}R->XR", x_X, layer[f"{name}_a_{summed}R"]) * (config.lora_alpha / config.lora_rank)
-        y_X += jnp.einsum(f"XR,R{out}->X{out}", low_XR, layer[f"{name}_b_R{out}"])
-    return y_X.reshape(B, T, *y_X.shape[1:])
+        # All A's of one input as one product: they are narrow, and reading x is what they take on a GPU.
+        a = jnp.concatenate([layer[f"{name}_a_{summed}R"] for name in names], axis=-1)
+        low_XR = jnp.einsum(f"X{summed},{summed}R->XR", x_X, a) * (config.lora_alpha / config.lora_rank)
+    out = []
+    for index, name in enumerate(names):
+        letters = PROJECTIONS[name][1]
+        y_X = jnp.einsum(f"X{summed},{summed}{letters}->X{letters}", x_X, layer[f"{name}_{summed}{letters}"])
+        if config.lora_rank:
+            own_XR = jax.lax.slice_in_dim(low_XR, index * config.lora_rank, (index + 1) * config.lora_rank, axis=1)
+            y_X += jnp.einsum(f"XR,R{letters}->X{letters}", own_XR, layer[f"{name}_b_R{letters}"])
+        out.append(y_X.reshape(B, T, *y_X.shape[1:]))
+    return out
 
 
 def mlp(config: ModelConfig, layer: dict, x_BTD, place) -> jax.Array:
     """Two projections, SwiGLU, and one back, [B, T, D]."""
-    gate_BTF, up_BTF = project(config, layer, "w_gate", x_BTD), project(config, layer, "w_up", x_BTD)
-    return project(config, layer, "w_down", place(swiglu(gate_BTF, up_BTF), "BTF"))
+    gate_BTF, up_BTF = project(config, layer, ("w_gate", "w_up"), x_BTD)
+    return project(config, layer, ("w_down",), place(swiglu(gate_BTF, up_BTF), "BTF"))[0]
 
 
 # Computed again whatever remat says, as norms are: a backward pass keeps what goes in, and not what is between, which would be two

@@ -103,7 +103,8 @@ def train(
             else:
                 state = weights.initial_state(model, step_config, mesh, source, parent, seed)
             base = weights.base(model, mesh, source)
-        update = steps.compile_step(model, step_config, mesh)
+        segments = attention.place_for(mixture.segments) if mixture.segments else 0
+        update = steps.compile_step(model, step_config, mesh, segments)
         tokens_per_step = stage.batch_rows * len(mixture.sources[0][0]["tokens"])
         with (
             _Log(directory, first, clock) as log_file,
@@ -118,7 +119,7 @@ def train(
 
                 def read(start, stop, step=step):
                     rows = mixtures.batch(mixture, step, stage.batch_rows, start, stop)
-                    attention.check_segments(model.attention, rows["segment_ids"])
+                    attention.check_segments(model.attention, rows["segment_ids"], segments)
                     return rows
 
                 with clock.spend("data"):

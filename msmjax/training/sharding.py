@@ -29,6 +29,11 @@ class MeshConfig:
     tensor: int
 
 
+# What XLA is told of a training step on a GPU, measured on one H100 (benchmarks/RESULTS.md): cuBLAS adds LoRA's product to the
+# matrix's as it writes it, where XLA's own kernels leave that to another pass over both.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+
+
 def make_mesh(config: MeshConfig) -> Mesh:
     """The mesh over all devices of this run. Raises BadInput where it does not fit them."""
     sizes = mesh_sizes(config, jax.device_count())
@@ -117,6 +122,11 @@ class Placement:
     @property
     def device(self) -> jax.Device:
         return self.mesh.devices.flat[0]
+
+    @property
+    def compiler_options(self) -> dict:
+        """What `jax.jit` is given of a training step for these devices."""
+        return GPU_OPTIONS if self.device.platform == "gpu" else {}
 
     def __call__(self, array: jax.Array, letters: str) -> jax.Array:
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec(letters, ACTIVATION_RULES)))

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.artifact import BadInput
 from msmjax.model.attention import ONE_DEVICE
-from msmjax.model.transformer import ModelConfig, forward, init_adapter, init_params, unembed, unembedding, with_adapter
+from msmjax.model.transformer import ModelConfig, forward, init_adapter, init_params, unembed, unembedding, unstack, with_adapter
 from msmjax.training import sharding
 
 
@@ -37,13 +37,13 @@ class StepConfig:
 
 
 def row_nats(
-    config: ModelConfig, params: dict, batch: dict[str, jax.Array], chunk: int, place=ONE_DEVICE
+    config: ModelConfig, params: dict, batch: dict[str, jax.Array], chunk: int, place=ONE_DEVICE, segments: int = 0
 ) -> tuple[jax.Array, jax.Array]:
     """For each row, the sum of next-token cross-entropy over its supervised tokens in float32 nats, and their number: two [B].
 
     Logits exist for `chunk` positions of each row at a time, never [B, T, V]. To be differentiated, take `loss_sum`.
     """
-    x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], place)
+    x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], place, segments)
     targets_BT, counts_BT = _predicted(batch)
 
     def add_chunk(total_B, part):
@@ -56,17 +56,19 @@ def row_nats(
 
 
 def loss_sum(
-    config: ModelConfig, params: dict, batch: dict[str, jax.Array], chunk: int, place=ONE_DEVICE
+    config: ModelConfig, params: dict, batch: dict[str, jax.Array], chunk: int, place=ONE_DEVICE, segments: int = 0
 ) -> tuple[jax.Array, jax.Array]:
     """What `row_nats` says, summed over rows; made to be differentiated.
 
     The gradient of the logits is formed with them, in the forward pass: no logits are kept, and none are computed again. Positions
     that predict nothing have none at all, but for those that fill up a chunk.
     """
-    x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], place)
+    x_BTD = forward(config, params, batch["tokens"], batch["segment_ids"], place, segments)
     targets_BT, counts_BT = _predicted(batch)
+    chunk = min(chunk, targets_BT.shape[1])
     weights, letters = unembedding(config, params)
-    return _cross_entropy(letters, chunk, x_BTD, weights, targets_BT, counts_BT), jnp.sum(counts_BT)
+    with jax.named_scope("loss"):
+        return _cross_entropy(letters, chunk, x_BTD, weights, targets_BT, counts_BT), jnp.sum(counts_BT)
 
 
 def _predicted(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -195,10 +197,16 @@ def abstract_state(model: ModelConfig, step: StepConfig, mesh: Mesh | AbstractMe
 
 
 def abstract_base(model: ModelConfig, mesh: Mesh | AbstractMesh) -> dict:
-    """The shapes and shardings of what is not trained: with LoRA all parameters, in the compute dtype; else nothing, {}."""
+    """The shapes and shardings of what is not trained: with LoRA all parameters, in the compute dtype; else nothing, {}.
+
+    Where layers are not scanned, `blocks` is a list with the arrays of each: a product on a GPU reads a whole array, and would
+    first copy its part of a stack.
+    """
     if not model.lora_rank:
         return {}
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    if not model.scan_layers:
+        params |= {"blocks": jax.eval_shape(lambda blocks: unstack(blocks, model.layers), params["blocks"])}
     dtype = jnp.dtype(model.compute_dtype)
     return _place(mesh, {"base": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)}, ("base",))["base"]
 
@@ -223,8 +231,10 @@ def compile_init(model: ModelConfig, step: StepConfig, mesh: Mesh):
 
 
 @functools.lru_cache(maxsize=8)
-def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
+def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh, segments: int = 0):
     """`step(state, base, batch, learning_rate) -> state, metrics`: jitted, sharded, the state donated.
+
+    No row has more than `segments`, if that is not 0 (model/attention.py).
 
     `base` is what `abstract_base` says; no gradient of it is computed. Gradients of the loss sums of the micro-batches are added,
     then divided by the number of supervised tokens of the whole batch, so that accumulation changes nothing but memory.
@@ -239,7 +249,7 @@ def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
 
         def loss_fn(params, micro_batch):
             whole = with_adapter(base, params) if model.lora_rank else params
-            return loss_sum(model, whole, micro_batch, config.loss_chunk, place)
+            return loss_sum(model, whole, micro_batch, config.loss_chunk, place, segments)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         if config.micro_batches == 1:
@@ -256,9 +266,10 @@ def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
             zero = (jnp.float32(0), jnp.int32(0), jax.tree.map(jnp.zeros_like, params))
             (total, count, grads), _ = jax.lax.scan(accumulate, zero, micro)
         tokens = jnp.maximum(count, 1).astype(jnp.float32)
-        grads = jax.tree.map(lambda grad: grad / tokens, grads)
-        updates, optimizer_state = transform.update(grads, state["optimizer"], params)
-        params = jax.tree.map(lambda param, update: param - learning_rate * update, params, updates)
+        with jax.named_scope("optimizer"):
+            grads = jax.tree.map(lambda grad: grad / tokens, grads)
+            updates, optimizer_state = transform.update(grads, state["optimizer"], params)
+            params = jax.tree.map(lambda param, update: param - learning_rate * update, params, updates)
         metrics = {
             "loss": total / tokens,
             "supervised_tokens": count,
@@ -268,7 +279,10 @@ def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh):
         return {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
 
     places = (shardings, base_shardings, rows, scalar)
-    return jax.jit(step, in_shardings=places, out_shardings=(shardings, scalar), donate_argnums=0)
+    return jax.jit(
+        step, in_shardings=places, out_shardings=(shardings, scalar), donate_argnums=0,
+        compiler_options=place.compiler_options,
+    )  # fmt: skip
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, final: float) -> float:

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from msmjax.model import huggingface, lora
-from msmjax.model.transformer import ModelConfig, with_adapter
+from msmjax.model.transformer import ModelConfig, unstack, with_adapter
 from msmjax.training import checkpoint
 from msmjax.training import step as steps
 from msmjax.training.step import StepConfig
@@ -40,10 +40,18 @@ def trained(model: ModelConfig, step: StepConfig, mesh: Mesh, stage: Path) -> di
 
 
 def base(model: ModelConfig, mesh: Mesh, source: Source | None) -> dict:
-    """With LoRA the parameters of `source`, in the compute dtype; else nothing."""
+    """What `steps.abstract_base` says: with LoRA the parameters of `source`, in the compute dtype; else nothing."""
     if not model.lora_rank:
         return {}
-    return _read_weights(source, model, steps.abstract_base(model, mesh))
+    params = _read_weights(source, model, steps.abstract_base(dataclasses.replace(model, scan_layers=True), mesh))
+    if model.scan_layers:
+        return params
+    blocks, layers = params["blocks"], [{} for _ in range(model.layers)]
+    for name in list(blocks):  # one stack after the other: there may be no room for all twice
+        stack = {name: blocks.pop(name)}
+        for layer, part in zip(layers, jax.jit(unstack, static_argnums=1)(stack, model.layers), strict=True):
+            layer |= part
+    return {**params, "blocks": layers}
 
 
 def whole(model: ModelConfig, step: StepConfig, mesh: Mesh, source: Source | None, stage: Path | None) -> dict:

@@ -41,9 +41,9 @@ def arrays():
 
 
 def offsets_as_documented(q_BTNH, k_BTNH, v_BTNH, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_type):
-    """What JAX's cuDNN function says it does with offsets and lengths, for as many heads of keys as of queries."""
+    """What JAX's cuDNN function says it does with offsets and lengths."""
     assert mask_type == fused.MaskType.PADDING_CAUSAL
-    assert q_BTNH.shape == k_BTNH.shape == v_BTNH.shape
+    assert k_BTNH.shape == v_BTNH.shape == (B, T, K if attention.grouped_offsets_are_right() else N, H)
     np.testing.assert_array_equal(q_seqlen, kv_seqlen)
     np.testing.assert_array_equal(q_offsets, kv_offsets)
     mask = np.zeros((B, T, T), bool)
@@ -62,7 +62,7 @@ def back_end(request, monkeypatch):
         return functools.partial(attention.splash, interpret=True)
     if request.param == "cudnn":
         monkeypatch.setattr(fused, "dot_product_attention", offsets_as_documented)
-        return attention.cudnn
+        return functools.partial(attention.cudnn, segments=attention.most_segments(T))
     sizes = {"xla, blocks of 128": 128, "xla, blocks of 100": 100, "xla, one block": 512}
     monkeypatch.setattr(attention, "BLOCK", sizes[request.param])
     return attention.xla
@@ -91,7 +91,7 @@ def test_masked_against_jax_nn(arrays):
     q, k, v, _ = arrays
     mask = jax.random.bernoulli(jax.random.key(9), 0.5, (B, 2, T))
     theirs = jax.nn.dot_product_attention(q[:, :2], k, v, mask=mask[:, None], implementation="xla")
-    np.testing.assert_allclose(attention.masked(q[:, :2], k, v, mask), theirs, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(attention.masked(q[:, :2], k.swapaxes(1, 2), v.swapaxes(1, 2), mask), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_nothing_leaks(back_end, arrays, segment_ids):
@@ -140,7 +140,10 @@ def test_remat_keeps_outputs(name, arrays, segment_ids, monkeypatch):
     function, mark = {
         "xla": (attention.xla, lambda each: each.primitive.name == "reduce_max"),
         "splash": (attention.splash, lambda each: "splash_mha_fwd" in str(each.params.get("name"))),
-        "cudnn": (attention.cudnn, lambda each: each.primitive.name == "dot_product_attention_fwd_wrapper"),
+        "cudnn": (
+            functools.partial(attention.cudnn, segments=4),
+            lambda each: each.primitive.name == "dot_product_attention_fwd_wrapper",
+        ),
     }[name]
     starts = attention.segment_starts(jnp.asarray(segment_ids))
     function = sharding.Placement(mesh_of(1, 1, 1)).per_device(function, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")
@@ -157,33 +160,60 @@ def test_remat_keeps_outputs(name, arrays, segment_ids, monkeypatch):
     assert count(None) == 2
 
 
-def test_cudnn_is_called_with_packed_segments(arrays, segment_ids, monkeypatch):
-    """Lowered for a GPU that is not here: the kernels' operands and settings."""
+def lowered_for_cudnn(monkeypatch, arrays, segment_ids, segments: int) -> dict[str, str]:
+    """For a GPU that is not here: the line of each kernel, with its operands and settings."""
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)
     monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
     starts, d_out = attention.segment_starts(jnp.asarray(segment_ids)), arrays[3].astype(jnp.bfloat16)
 
     def both(q, k, v):
-        out, transpose = jax.vjp(lambda *inputs: attention.cudnn(*inputs, starts), q, k, v)
+        out, transpose = jax.vjp(lambda *inputs: attention.cudnn(*inputs, starts, segments), q, k, v)
         return out, transpose(d_out)
 
     inputs = tuple(array.astype(jnp.bfloat16) for array in arrays[:3])
-    lowered = jax.jit(both).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
-    for kernel in ("__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("):
-        (call,) = (line for line in lowered.splitlines() if f"custom_call @{kernel}" in line)
-        assert f"max_seg_per_batch\\22: {T // attention.CUDNN_SEGMENT}" in call
+    lines = jax.jit(both).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text().splitlines()
+    kernels = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+    return {kernel: next(line for line in lines if f"custom_call @{kernel}(" in line) for kernel in kernels}
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_cudnn_is_called_with_packed_segments(arrays, segment_ids, monkeypatch, grouped):
+    """With the heads of keys that there are, where JAX finds them, and else with one for every head of queries."""
+    monkeypatch.setattr(attention, "grouped_offsets_are_right", lambda: grouped)
+    heads = K if grouped else N
+    for call in lowered_for_cudnn(monkeypatch, arrays, segment_ids, 5).values():
+        assert "max_seg_per_batch\\22: 5" in call
         assert "mask_type\\22: \\22PADDING_CAUSAL" in call
-        assert f"(tensor<{B}x{T}x{N}x{H}xbf16>, tensor<{B}x{T}x{N}x{H}xbf16>, tensor<{B}x{T}x{N}x{H}xbf16>, " in call
+        assert f"(tensor<{B}x{T}x{N}x{H}xbf16>, tensor<{B}x{T}x{heads}x{H}xbf16>, tensor<{B}x{T}x{heads}x{H}xbf16>, " in call
 
 
-def test_more_segments_than_cudnn_takes(arrays, monkeypatch):
+def test_cudnn_is_called_with_whole_rows(arrays, segment_ids, monkeypatch):
+    """Where no row has more than one segment, nothing is said of segments."""
+    for call in lowered_for_cudnn(monkeypatch, arrays, np.zeros_like(segment_ids), 1).values():
+        assert "mask_type\\22: \\22CAUSAL" in call
+        assert f"(tensor<{B}x{T}x{N}x{H}xbf16>, tensor<{B}x{T}x{K}x{H}xbf16>, tensor<{B}x{T}x{K}x{H}xbf16>" in call
+        assert "xi32>" not in call
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_offsets_of_grouped_keys_are_tried_out(monkeypatch, right):
+    """JAX before its pull request 39521 multiplied the offsets of keys by the heads of queries."""
+
+    def fix(q_seqlen, kv_seqlen, q_offsets, kv_offsets, query, key):
+        stride = (key if right else query).shape[2] * 8
+        return q_seqlen, kv_seqlen, q_offsets, kv_offsets * stride
+
+    monkeypatch.setattr(fused, "_fix_seqlen_offsets", fix)
+    assert attention.grouped_offsets_are_right.__wrapped__() == right
+
+
+def test_more_segments_than_cudnn_has_place_for(arrays, monkeypatch):
     """Not a number, so that training stops, and not a segment left out."""
     monkeypatch.setattr(fused, "dot_product_attention", offsets_as_documented)
-    most = T // attention.CUDNN_SEGMENT
-    for count in (most, most + 1):
+    for count in (6, 7):
         ids = jnp.broadcast_to(jnp.minimum(jnp.arange(T) // 3, count - 1)[None], (B, T))
-        out = attention.cudnn(*arrays[:3], attention.segment_starts(ids))
-        assert bool(jnp.isnan(out).any()) == (count > most)
+        out = attention.cudnn(*arrays[:3], attention.segment_starts(ids), 6)
+        assert bool(jnp.isnan(out).any()) == (count > 6)
 
 
 @pytest.mark.parametrize(
@@ -205,11 +235,32 @@ def test_what_a_back_end_cannot_do_is_refused(name, platform, change, said):
 
 
 def test_rows_with_too_many_segments_are_refused(segment_ids):
-    attention.check_segments("cudnn", segment_ids)
     many = np.concatenate([segment_ids, np.arange(T)[None] // 50])
-    attention.check_segments("xla", many)
-    with pytest.raises(BadInput, match=r"a row has 8 documents and padding, and at most 6 fit in 384 tokens; "):
-        attention.check_segments("cudnn", many)
+    for segments, most in ((0, T // attention.CUDNN_SEGMENT), (5, 5)):
+        attention.check_segments("cudnn", segment_ids, segments)
+        attention.check_segments("xla", many, segments)
+        with pytest.raises(BadInput, match=rf"a row has 8 documents and padding, and there is place for {most}; "):
+            attention.check_segments("cudnn", many, segments)
+
+
+@pytest.mark.parametrize(
+    ("platform", "change", "name", "why"),
+    [
+        ("cpu", {}, "xla", ""),
+        ("tpu", {}, "splash", ""),
+        ("tpu", {"length": 192}, "xla", "splash needs rows of a multiple of 128 tokens, and these have 192"),
+        ("gpu", {}, "cudnn", ""),
+        ("gpu", {"dtype": "float32"}, "xla", "cudnn needs model.compute_dtype='bfloat16', not 'float32'"),
+        ("gpu", {"capability": "8.0"}, "xla", "cudnn needs an NVIDIA GPU of compute capability 9.0 (Hopper) or above, and this is a gpu 8.0"),
+    ],
+)  # fmt: skip
+def test_auto_is_the_fastest_that_can_be(platform, change, name, why):
+    asked = {"length": 256, "head_dim": 24, "dtype": "bfloat16", "capability": "9.0" if platform == "gpu" else "", **change}
+    assert attention.resolve("auto", platform, **asked) == (name, why)
+    assert attention.resolve("xla", platform, **asked) == ("xla", "")
+    if name == "xla" and platform != "cpu":
+        with pytest.raises(BadInput):
+            attention.resolve({"tpu": "splash", "gpu": "cudnn"}[platform], platform, **asked)
 
 
 @pytest.mark.parametrize("name", ["splash", "cudnn"])

@@ -94,7 +94,7 @@ def counting():
 
     class Counted(sharding.Placement):
         def __call__(self, array, letters):
-            if letters == "LBSKH":
+            if letters == "BKSH":
                 count["traced"] += 1
                 jax.debug.callback(lambda: count.update(run=1))
             return super().__call__(array, letters)
@@ -144,7 +144,7 @@ def test_cache_in_bfloat16(model, one, params, prompts):
         return generation.decode(model, params, tokens[:, 19], 0, np.array([20]), 20, cache, place)
 
     logits, cache = last(params)
-    assert [(array.shape, array.dtype) for array in cache] == [((3, 1, 21, 2, 8), jnp.bfloat16)] * 2
+    assert [(array.shape, array.dtype) for array in cache] == [((3, 1, 2, 21, 8), jnp.bfloat16)] * 2
     assert logits.dtype == jnp.float32
     expected = logits_of(model, params, tokens)[0, 19]
     assert np.abs(logits[0] - expected).mean() < 0.02 * np.abs(expected).mean()
@@ -189,8 +189,8 @@ def test_the_loop_ends_when_all_rows_have(model, one, params, prompts, counting)
     new = generation.generate(model, params, one, [prompts[2]] * 3, **GREEDY | {"placement": placement, "stop": {short[4]}})
     jax.effects_barrier()
     assert new == [short[: short.index(short[4])]] * 3 != [[]] * 3
-    # Keys and values: once in prefill, and in a step for each id and the stop id.
-    assert count["run"] - before == 2 * (1 + len(new[0]) + 1)
+    # Keys and values of each layer: once in prefill, and in a step for each id and the stop id.
+    assert count["run"] - before == 2 * model.layers * (1 + len(new[0]) + 1)
 
 
 def test_draws_follow_the_probabilities(model, one):
