@@ -18,6 +18,7 @@ from msmjax.training import sharding
 from tests.jaxprs import equations
 
 B, T, N, K, H = 3, 384, 4, 2, 24
+HOPPER = "cudnn needs an NVIDIA GPU of compute capability 9.0 (Hopper) or above, and this is a THIS"
 
 
 def mesh_of(*sizes):
@@ -251,7 +252,7 @@ def test_rows_with_too_many_segments_are_refused(segment_ids):
         ("tpu", {"length": 192}, "xla", "splash needs rows of a multiple of 128 tokens, and these have 192"),
         ("gpu", {}, "cudnn", ""),
         ("gpu", {"dtype": "float32"}, "xla", "cudnn needs model.compute_dtype='bfloat16', not 'float32'"),
-        ("gpu", {"capability": "8.0"}, "xla", "cudnn needs an NVIDIA GPU of compute capability 9.0 (Hopper) or above, and this is a gpu 8.0"),
+        ("gpu", {"capability": "8.0"}, "xla", HOPPER.replace("THIS", "gpu 8.0")),
     ],
 )  # fmt: skip
 def test_auto_is_the_fastest_that_can_be(platform, change, name, why):
