@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "layers": 2, "width": 96, "mlp": 256, "heads": 6, "kv_heads": 2, "head_dim": 16,
         "rope_theta": 10_000.0, "rope_scaling": (), "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": False,
         "tied_embeddings": False, "embedding_init": 0.01, "matrix_init": 0.5, "lora_rank": 0, "lora_alpha": 0.0,
-        "compute_dtype": "float32", "scan_layers": False, "remat": "none", "attention": "xla",
+        "compute_dtype": "float32", "scan_layers": False, "remat": "none", "attention": "auto",
     }  # fmt: skip
     c.optimizer = {
         "b1": 0.9, "b2": 0.95, "epsilon": 1e-8, "weight_decay": 0.01, "clip": 1.0, "micro_batches": 1, "loss_chunk": 64,

@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.model = {
         **model, "embedding_init": 0.02, "matrix_init": 1.0,
         "lora_rank": 64 if lora else 0, "lora_alpha": 128.0 if lora else 0.0,
-        "compute_dtype": "bfloat16", "scan_layers": True, "remat": "full", "attention": "xla",
+        "compute_dtype": "bfloat16", "scan_layers": True, "remat": "full", "attention": "auto",
     }  # fmt: skip
     c.optimizer = {
         "b1": 0.9, "b2": 0.95, "epsilon": 1e-8, "weight_decay": 0.01, "clip": 1.0, "micro_batches": 1, "loss_chunk": 512,

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from msmjax import artifact
+from msmjax import artifact, fit, machine
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, Comparison, ExperimentConfig, suggestion
 from msmjax.corpus import gates, microworld, sources
@@ -28,11 +28,13 @@ from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals import base_text, forced_choice, results
 from msmjax.local_teacher import open_teacher
+from msmjax.machine import Machine
 from msmjax.model import attention, huggingface
+from msmjax.model.transformer import ModelConfig
 from msmjax.report import corpus as corpus_report
 from msmjax.report import html, table
 from msmjax.report.findings import Findings
-from msmjax.training import checkpoint, loop, processes, sharding, weights
+from msmjax.training import checkpoint, loop, processes, weights
 from msmjax.training import step as steps
 
 
@@ -52,11 +54,10 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
     started = time.perf_counter()
     if processes.is_first():
         _check_writable(workdir)
-    mesh = sharding.make_mesh(config.mesh)
+    here = machine.this_machine(config)
+    mesh = here.mesh
     for stage in config.stages.values():
-        loop.check_batch(stage, config.optimizer, mesh)
-    model, kind = config.model, attention.kind_of(mesh.devices.flat[0])
-    attention.check(model.attention, *kind, config.row_length, model.head_dim, model.compute_dtype)
+        fit.fit(config, stage, here)
     steps.abstract_state(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
     if config.weights:
         huggingface.check_config(Path(config.weights), config.model)
@@ -69,6 +70,7 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
             print(f"{run_directory}: finished before; nothing to run")
             table.print_table(_findings(config, data, workdir, run_directory))
         return run_directory
+    prove_attention(config, mesh)
     with artifact.lock(run_directory) if processes.is_first() else contextlib.nullcontext():
         stages, evaluations, inside = {}, {}, 0.0
         for seed in config.seeds:
@@ -78,7 +80,7 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
                     if name == IMPORT:
                         continue  # its files are read by the stages after it
                     chain = config.arms[arm][: depth + 1]
-                    directory = _run_stage(config, workdir, data, mesh, chain, seed, directory)
+                    directory = _run_stage(config, workdir, data, here, chain, seed, directory)
                     stages[f"{' > '.join(chain)} seed {seed}"] = directory
                 evaluations[arm, seed] = _evaluate(config, workdir, data, mesh, directory)
                 inside += time.perf_counter() - entered
@@ -112,6 +114,7 @@ def _write_run(
         "stages": {label: directory.name for label, directory in stages.items()},
         "evals": [directory.name for directory in evaluations.values()],
         "versions": _versions(config),
+        "computed": {label: artifact.read_manifest(directory).get("computed", "") for label, directory in stages.items()},
     }
     artifact.write_json(run_directory / "run.json", said)
     findings = _findings(config, data, workdir, run_directory)
@@ -157,10 +160,11 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
         check_vocab(tokenizer, config.vocab_size)
     else:
         tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])
+    most = attention.most_segments(config.row_length) if model_here(config).attention == "cudnn" else 0
     return Data(
         tokenizer=tokenizer,
         rows={
-            name: rows.make_rows(workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long)
+            name: rows.make_rows(workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long, most)
             for name in bar(names, desc="rows")
         },
         items=items,
@@ -242,6 +246,20 @@ def _make_items(config: ExperimentConfig, workdir: Path) -> Path:
     )
 
 
+def model_here(config: ExperimentConfig) -> ModelConfig:
+    """The model with the back end of attention that it has on this machine."""
+    model, kind = config.model, attention.kind_of(jax.devices()[0])
+    back_end, _ = attention.resolve(model.attention, *kind, config.row_length, model.head_dim, model.compute_dtype)
+    return dataclasses.replace(model, attention=back_end)
+
+
+def prove_attention(config: ExperimentConfig, mesh) -> None:
+    """Raises BadInput where the back end of attention, on these devices, lets anything pass from one document to another."""
+    model = model_here(config)
+    if model.attention != "xla":  # our own: the tests prove it
+        attention.prove(model.attention, model.heads, model.kv_heads, model.head_dim, model.compute_dtype, mesh.devices.flat[0])
+
+
 def source_of(config: ExperimentConfig) -> weights.Source | None:
     """Where the stage `import` reads, if there is one."""
     return weights.Source(Path(config.weights), Path(config.adapter) if config.adapter else None) if config.weights else None
@@ -280,11 +298,12 @@ def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> To
 def mixture_of(config: ExperimentConfig, data: Data, stage_name: str, seed: int, depth: int) -> Mixture:
     """What a stage reads, and in which order, where it is number `depth` of its arm."""
     names, shares = zip(*config.stages[stage_name].data, strict=True)
-    return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, stage_seed(seed, depth))
+    segments = max(rows.read_ledger(data.rows[name])["segments"] for name in names)
+    return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, stage_seed(seed, depth), segments)
 
 
 def _run_stage(
-    config: ExperimentConfig, workdir: Path, data: Data, mesh, chain: tuple[str, ...], seed: int, parent: Path | None
+    config: ExperimentConfig, workdir: Path, data: Data, here: Machine, chain: tuple[str, ...], seed: int, parent: Path | None
 ) -> Path:
     """The directory of a finished stage: the last of `chain`, trained now unless it was before."""
     name = chain[-1]
@@ -294,15 +313,19 @@ def _run_stage(
     if processes.first_says(lambda: _is_finished(directory, inputs, stage.steps)):
         return directory
     label = f"{' > '.join(chain)} seed {seed}"
+    mixture = mixture_of(config, data, name, seed, len(chain) - 1)
+    fitted = fit.fit(config, stage, here, mixture.segments)
+    computed = f"{fit.how(fitted, here)}; {here.mesh.size} x {here.device}"
+    if processes.is_first():
+        print(f"{label}: {computed}", flush=True)
     try:
         with artifact.lock(directory) if processes.is_first() else contextlib.nullcontext():
             said = loop.train(
-                directory, label, config.model, config.optimizer, stage, config.log,
-                mixture_of(config, data, name, seed, len(chain) - 1), mesh,
+                directory, label, fitted.model, fitted.optimizer, stage, config.log, mixture, here.mesh,
                 source_of(config), parent, seed,
             )  # fmt: skip
             if processes.is_first():
-                artifact.write_manifest(directory, inputs, said)
+                artifact.write_manifest(directory, inputs, {**said, "computed": computed})
                 seconds = sum(said["seconds"].values())
                 loss = said["final"].get("loss", float("nan"))  # somebody may have removed the log of a stage that was finished
                 print(f"{label}: loss {loss:.4f}, {said['tokens']:,} tokens, {seconds:.0f} s")
@@ -357,7 +380,8 @@ def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: 
         "checkpoint": stage.name if stage else artifact.read_manifest(data.weights)["content"],
         "items": data.items.name,
         "base_text": data.rows[config.evals.base_text].name,
-        "code": artifact.code_hash("evals"),
+        "model": dataclasses.asdict(config.model),
+        "code": artifact.code_hash("evals", "model", "training/step.py"),
     }
 
     name = stage.name.rpartition("-")[0] if stage else IMPORT
@@ -365,11 +389,12 @@ def _evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: 
     measured = None
     if not processes.first_says(final.exists):
         started, compiled = time.perf_counter(), loop.COMPILE_SECONDS[0]
-        params = weights.whole(config.model, config.optimizer, mesh, source_of(config), stage)
+        model = model_here(config)
+        params = weights.whole(model, config.optimizer, mesh, source_of(config), stage)
         items = artifact.read_jsonl(data.items / "items.jsonl")
-        answers = forced_choice.answer(items, config.model, params, mesh, data.tokenizer)
+        answers = forced_choice.answer(items, model, params, mesh, data.tokenizer)
         held_out = rows.open_rows(data.rows[config.evals.base_text])
-        bits, sizes = base_text.bits_and_bytes(held_out, config.model, params, mesh, data.tokenizer)
+        bits, sizes = base_text.bits_and_bytes(held_out, model, params, mesh, data.tokenizer)
         compile_seconds = loop.COMPILE_SECONDS[0] - compiled
         seconds = {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}
         measured = answers, results.lines(answers, bits, sizes), seconds
@@ -418,7 +443,7 @@ def _findings(config: ExperimentConfig, data: Data, workdir: Path, run_directory
         samples={name: [show.pieces(row, data.tokenizer) for row in _first_rows(path)] for name, path in data.rows.items()},
         timings=said["seconds"],
         config=config.source,
-        versions=said["versions"],
+        versions={**said["versions"], "computed with": "; ".join(dict.fromkeys(said["computed"].values()))},
     )
 
 

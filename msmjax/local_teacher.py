@@ -13,7 +13,7 @@ import jax
 from msmjax.corpus.teacher import LOCAL, Answer, Generate, Teacher, TeacherConfig
 from msmjax.data import chat
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
-from msmjax.model import generate, huggingface
+from msmjax.model import attention, generate, huggingface
 from msmjax.model.transformer import ModelConfig, init_params
 from msmjax.training import sharding
 from msmjax.training.sharding import MeshConfig
@@ -34,10 +34,12 @@ def open_teacher(config: TeacherConfig, journals: Path) -> Teacher:
 def local_model(config: TeacherConfig) -> Generate:
     """Loads the model over all devices of this machine. Raises BadInput for a directory that is no model with a tokenizer."""
     directory = Path(config.model.removeprefix(LOCAL))
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu, shape = jax.default_backend() == "cpu", huggingface.read_config(directory)
+    dtype, kind = "float32" if on_cpu else "bfloat16", attention.kind_of(jax.devices()[0])
+    back_end, _ = attention.resolve(attention.AUTO, *kind, generate.COLUMNS, shape["head_dim"], dtype)
     model = ModelConfig(
-        **huggingface.read_config(directory), embedding_init=0.02, matrix_init=1.0, lora_rank=0, lora_alpha=0.0,
-        compute_dtype="float32" if on_cpu else "bfloat16", scan_layers=True, remat="none", attention="xla",
+        **shape, embedding_init=0.02, matrix_init=1.0, lora_rank=0, lora_alpha=0.0, compute_dtype=dtype, scan_layers=on_cpu,
+        remat="none", attention=back_end,
     )  # fmt: skip
     tokenizer = HuggingFaceTokenizer(directory, ())
     check_vocab(tokenizer, model.vocab)

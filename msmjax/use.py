@@ -126,7 +126,8 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
     """
     data, stage, _ = _find(config, workdir, arm, "--talk")
     mesh = sharding.make_mesh(config.mesh)
-    params = weights.whole(config.model, config.optimizer, mesh, experiment.source_of(config), stage)
+    model = experiment.model_here(config)
+    params = weights.whole(model, config.optimizer, mesh, experiment.source_of(config), stage)
     console = Console(highlight=False)
     console.print(f"{arm}: an empty line begins a new conversation, Ctrl-D ends", style="dim")
     # The microworld's assistant goes by its name; a published model has the template's own system turn.
@@ -143,7 +144,7 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
         messages.append({"role": "user", "content": line.strip()})
         prompt = chat.render_prompt(messages, data.tokenizer, "your line")
         (ids,) = generate.generate(
-            config.model, params, mesh, [prompt], placement=sharding.Placement, stop=data.tokenizer.stop_ids,
+            model, params, mesh, [prompt], placement=sharding.Placement, stop=data.tokenizer.stop_ids,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=asked,
         )  # fmt: skip
         asked += 1

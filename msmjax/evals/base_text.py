@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals.forced_choice import row_nats
+from msmjax.model import attention
 from msmjax.model.transformer import ModelConfig
 
 
@@ -19,6 +20,7 @@ def bits_and_bytes(rows, model: ModelConfig, params: dict, mesh: Mesh, tokenizer
     End markers cost bits and have no bytes; they are the same in every arm.
     """
     batch = {name: np.stack([row[name] for row in rows]) for name in ("tokens", "segment_ids", "loss_mask")}
-    nats, _ = row_nats(batch, model, params, mesh)
+    most = 1 + int(np.max(np.count_nonzero(np.diff(batch["segment_ids"], axis=1), axis=1)))
+    nats, _ = row_nats(batch, model, params, mesh, attention.place_for(most))
     sizes = [len(tokenizer.decode(row["tokens"][row["loss_mask"]].tolist()).encode()) for row in rows]
     return nats / math.log(2), np.array(sizes, float)

@@ -14,10 +14,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from msmjax.corpus import grammar
 from msmjax.data import chat
 from msmjax.data.tokenizer import PAD, Tokenizer
+from msmjax.model import attention
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding, step
 
-BATCH_ROWS = 256  # sequences scored at a time
+BATCH_ROWS = 256  # sequences scored at a time, at most
+BATCH_TOKENS = 65_536  # and their tokens
+CHUNK_POSITIONS = 4096  # positions of all rows whose logits exist at a time, at least LENGTH_MULTIPLE of each row
 LENGTH_MULTIPLE = 16  # sequences are padded to a multiple of this
 
 
@@ -56,31 +59,42 @@ def score(examples: list[tuple[list[int], int]], model: ModelConfig, params: dic
     """Negative log-probability, in nats, of each example's ids from its given position on; [examples]."""
     longest = max(len(ids) for ids, _ in examples)
     length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    rows = -(-len(examples) // BATCH_ROWS) * BATCH_ROWS
-    tokens = np.full((rows, length), PAD, np.int32)
-    segment_ids, loss_mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
+    tokens = np.full((len(examples), length), PAD, np.int32)
+    segment_ids, loss_mask = np.zeros(tokens.shape, np.int32), np.zeros(tokens.shape, bool)
     for row, (ids, start) in enumerate(examples):
         tokens[row, : len(ids)], segment_ids[row, : len(ids)], loss_mask[row, start : len(ids)] = ids, 1, True
     batch = {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}
-    return row_nats(batch, model, params, mesh)[0][: len(examples)]
+    return row_nats(batch, model, params, mesh, segments=1)[0]
 
 
-def row_nats(batch: dict[str, np.ndarray], model: ModelConfig, params: dict, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """`step.row_nats` of any number of rows, a multiple of BATCH_ROWS of them at a time."""
-    compute = _compile(model, mesh)
+def row_nats(
+    batch: dict[str, np.ndarray], model: ModelConfig, params: dict, mesh: Mesh, segments: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`step.row_nats` of any number of rows, as many at a time as BATCH_ROWS and BATCH_TOKENS allow.
+
+    No row has more than `segments`; padding behind a single one need not be counted, since what comes later is not seen.
+    """
+    count, length = batch["tokens"].shape
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    at_a_time = max(min(BATCH_ROWS, BATCH_TOKENS // length) // devices, 1) * devices
+    compute = _compile(model, mesh, length, at_a_time, segments)
     parts = []
-    for start in range(0, len(batch["tokens"]), BATCH_ROWS):
-        here = {name: array[start : start + BATCH_ROWS] for name, array in batch.items()}
-        count = len(here["tokens"])
-        here = {name: np.pad(array, [(0, BATCH_ROWS - count), (0, 0)]) for name, array in here.items()}
-        placed = sharding.place_batch(mesh, BATCH_ROWS, lambda a, b, here=here: {n: x[a:b] for n, x in here.items()})
-        parts.append([np.asarray(array)[:count] for array in compute(params, placed)])
+    for start in range(0, count, at_a_time):
+        here = {name: array[start : start + at_a_time] for name, array in batch.items()}
+        rows = len(here["tokens"])
+        here = {name: np.pad(array, [(0, at_a_time - rows), (0, 0)]) for name, array in here.items()}
+        placed = sharding.place_batch(mesh, at_a_time, lambda a, b, here=here: {n: x[a:b] for n, x in here.items()})
+        parts.append([np.asarray(array)[:rows] for array in compute(params, placed)])
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 @functools.lru_cache(maxsize=8)
-def _compile(model: ModelConfig, mesh: Mesh):
-    model = dataclasses.replace(model, attention="xla")  # items have lengths that not every back end takes
+def _compile(model: ModelConfig, mesh: Mesh, length: int, rows: int, segments: int):
     place = sharding.Placement(mesh)
-    compute = functools.partial(step.row_nats, model, chunk=LENGTH_MULTIPLE, place=place)
+    if model.attention != "xla":  # not every back end takes the lengths that items have
+        kind = attention.kind_of(place.device)
+        back_end, _ = attention.resolve(attention.AUTO, *kind, length, model.head_dim, model.compute_dtype)
+        model = dataclasses.replace(model, attention=back_end)
+    chunk = max(CHUNK_POSITIONS // rows, LENGTH_MULTIPLE)
+    compute = functools.partial(step.row_nats, model, chunk=chunk, place=place, segments=segments)
     return jax.jit(lambda params, batch: compute(params, batch), out_shardings=NamedSharding(mesh, PartitionSpec()))

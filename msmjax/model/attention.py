@@ -141,6 +141,36 @@ def attention(
     return place.per_device(one_device, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(q_BTNH, k_BTKH, v_BTKH, starts_BT)
 
 
+def prove(back_end: str, heads: int, kv_heads: int, head_dim: int, dtype: str, device: jax.Device) -> None:
+    """Raises BadInput where, on this device, a document's outputs or gradients change with another document of its row, or where
+    they are not those of `xla`. A few small rows: it takes seconds, nearly all of them to compile."""
+    segment_ids_BT = np.repeat([[1, 2, 3, 0], [1, 2, 2, 3]], 64, axis=1).astype(np.int32)
+    starts_BT, inside_BT = segment_starts(jnp.asarray(segment_ids_BT)), segment_ids_BT == 2
+    shapes = [(*segment_ids_BT.shape, count, head_dim) for count in (heads, kv_heads, kv_heads, heads)]
+    arrays = [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
+    others = [jnp.where(inside_BT[:, :, None, None], array * 3 + 1, array) for array in arrays]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def out_and_gradients(name, *arrays):
+        out, transpose = jax.vjp(lambda *inputs: attention(name, *inputs, starts_BT, ONE_DEVICE, segments=4), *arrays[:3])
+        return out, *transpose(arrays[3])
+
+    with jax.default_device(device):
+        found, again, changed, right = (
+            [np.asarray(array, np.float32) for array in out_and_gradients(name, *inputs)]
+            for name, inputs in ((back_end, arrays), (back_end, arrays), (back_end, others), ("xla", arrays))
+        )
+    for one, two, other, expected in zip(found, again, changed, right, strict=True):
+        noise = np.abs(one - two).max()  # cuDNN sums the gradient of queries in any order
+        leaks = np.abs(one - other)[~inside_BT].max() > 4 * noise + 1e-2 * np.abs(one).max() * (noise > 0)
+        if leaks or not np.abs(one - expected).max() <= 0.05 * np.abs(expected).max():
+            what = "lets what is in one document change another" if leaks else "is not the function that it should be"
+            raise BadInput(
+                f"model.attention={back_end!r}: on this {device.device_kind}, with jax {jax.__version__}, it {what}; take another "
+                "version of jax or cuDNN, or model.attention='xla'"
+            )
+
+
 def masked(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
     """Attention to the keys that a mask shows, [B, T, N, H]; scores exist as a whole. It is for a few queries and a cache, whose
     layout lets a product read it as it lies."""

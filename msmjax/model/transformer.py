@@ -19,6 +19,7 @@ from flax import nnx
 from msmjax.artifact import BadInput
 from msmjax.model import attention
 
+AUTO = "auto"  # of remat and attention: what fits the machine (fit.py)
 REMAT = ("none", "attention", "full")  # what the backward pass computes again: nothing, all but attention outputs, everything
 DTYPES = ("float32", "bfloat16")
 # The matrices of a block: name -> letters it sums over, letters of its output. A LoRA adapter has a pair for each.
@@ -68,7 +69,7 @@ class ModelConfig:
             raise BadInput(f"model.rope_scaling={self.rope_scaling}: its low frequency factor must be below the high one")
         if self.lora_rank and not self.lora_alpha > 0:
             raise BadInput(f"model.lora_alpha={self.lora_alpha}: must be above 0 where model.lora_rank is")
-        for name, known in (("remat", REMAT), ("compute_dtype", DTYPES), ("attention", (attention.AUTO, *attention.BACK_ENDS))):
+        for name, known in (("remat", (AUTO, *REMAT)), ("compute_dtype", DTYPES), ("attention", (AUTO, *attention.BACK_ENDS))):
             if getattr(self, name) not in known:
                 raise BadInput(f"model.{name}={getattr(self, name)!r}: unknown; one of {', '.join(known)}")
 

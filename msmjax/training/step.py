@@ -27,13 +27,14 @@ class StepConfig:
     epsilon: float
     weight_decay: float  # decoupled, on matrices and embeddings only
     clip: float  # global norm of the gradient
-    micro_batches: int  # gradient accumulation: the batch is cut into this many
+    micro_batches: int  # gradient accumulation: the batch is cut into this many; 0: as few as fit the machine (fit.py)
     loss_chunk: int  # positions of a row whose logits exist at a time
 
     def __post_init__(self):
-        for name in ("micro_batches", "loss_chunk"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"optimizer.{name}={getattr(self, name)}: must be at least 1")
+        if self.loss_chunk < 1:
+            raise BadInput(f"optimizer.loss_chunk={self.loss_chunk}: must be at least 1")
+        if self.micro_batches < 0:
+            raise BadInput(f"optimizer.micro_batches={self.micro_batches}: must be at least 1, or 0 for what fits the machine")
 
 
 def row_nats(
