@@ -47,6 +47,9 @@ setup(
     package_data={"msmjax.report": ["*.j2"], "msmjax.corpus": ["prompts/*.j2"]},
     install_requires=INSTALL,
     extras_require={
+        # jax's own extras, with the CUDA libraries that the installed jax was built for: a driver is all that a machine needs.
+        "cuda12": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],  # jax's own extra pins the one libtpu that goes with the installed jax; on a CPU `--topology` needs it
         "huggingface": HUGGINGFACE,
         "teacher": TEACHER,

@@ -29,16 +29,21 @@ def profile(step, program: str, steps: int = 3) -> dict:
             out = [step() for _ in range(steps)]
             jax.block_until_ready(out)
         trace = jax.profiler.ProfileData.from_file(sorted(glob.glob(f"{directory}/**/*.xplane.pb", recursive=True))[-1])
-    scopes = {name: scope for name, scope in re.findall(r"%?([\w.-]+) = [^\n]*op_name=\"([^\"]*)\"", program)}
+    return add_up(trace.planes, program, steps)
+
+
+def add_up(planes, program: str, steps: int) -> dict:
+    """What `profile` says, of the planes of a trace."""
+    # Kernels have the names of their instructions, with other punctuation.
+    scopes = {_plain(name): scope for name, scope in re.findall(r"%?([\w.-]+) = [^\n]*op_name=\"([^\"]*)\"", program)}
     found, counts, spans, slowest = collections.Counter(), collections.Counter(), [], collections.Counter()
-    for plane in trace.planes:
+    for plane in planes:
         for line in plane.lines:
             if "GPU" not in plane.name or "Stream" not in line.name:
                 continue
             for event in line.events:
                 said = {str(name): str(value) for name, value in event.stats}
-                operation = said.get("hlo_op", event.name)
-                scope = scopes.get(operation, "")
+                scope = scopes.get(_plain(said.get("hlo_op", event.name)), "")
                 part = next(
                     (part for part in PARTS if f"{part}/" in scope or f"{part})" in scope), "other" if scope else "not named"
                 )
@@ -55,6 +60,10 @@ def profile(step, program: str, steps: int = 3) -> dict:
         "lines": lines, "busy": sum(found.values()) / steps / 1e6, "span": span,
         "slowest": [[*key, total / steps / 1e6] for key, total in slowest.most_common(40)],
     }  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W", "_", name)
 
 
 def show(profile: dict) -> None:

@@ -78,7 +78,10 @@ def main(argv: list[str]) -> None:
     # What they cannot do they also raise.
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel("CRITICAL")
+    # JAX takes three quarters of a GPU's memory unless it is told otherwise; what is left here is for CUDA's own.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     _join_processes()
+    _find_devices()
     from msmjax import config, experiment, plan, use
     from msmjax.training import preemption, processes
 
@@ -140,6 +143,20 @@ def _join_processes() -> None:
             f"--distributed: found no SLURM, TPU VM or GKE ({str(error).splitlines()[0]}); "
             "give --coordinator, --processes and --process"
         ) from None
+
+
+def _find_devices() -> None:
+    """Raises BadInput where JAX finds no device of the kind that JAX_PLATFORMS names, as where a driver is missing."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter without a word, where the platform's package is not installed
+        platforms = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        if not platforms:
+            raise
+        said = (str(error).splitlines() or ["JAX has no such platform here"])[0]
+        raise BadInput(f"JAX_PLATFORMS={platforms}: {said}; docs/launching.md says what a machine needs") from None
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -140,3 +140,21 @@ def test_broken_records_name_file_and_line(tmp_path, corpus, tokenizer, line, sa
     with pytest.raises(BadInput, match=said):
         rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
     assert not list((tmp_path / "rows").glob("*"))  # nothing half made is left
+
+
+def test_rows_have_no_more_segments_than_they_may():
+    """Padding is one; what no longer fits goes into another row, nothing is lost, and the ledger counts the rows that were full."""
+    examples = [Example([7] * size, [False] + [True] * (size - 1), False, "x") for size in (2, 3, 2, 2, 3, 2, 2, 9, 10)]
+    free, _, freely = rows.pack(examples, 10)
+    bound, _, ledger = rows.pack(examples, 10, most_segments=3)
+
+    def segments(packed):
+        return [1 + np.count_nonzero(np.diff(row)) for row in packed["segment_ids"]]
+
+    assert max(segments(free)) == freely["segments"] == 4
+    assert max(segments(bound)) == ledger["segments"] == 3
+    assert freely["rows_full_of_segments"] == 0 < ledger["rows_full_of_segments"]
+    assert freely["kept_tokens"] == ledger["kept_tokens"] == sum(len(example.ids) for example in examples)
+    assert np.count_nonzero(bound["segment_ids"]) == ledger["kept_tokens"]
+    for most in (2, 5):
+        assert max(segments(rows.pack(examples, 10, most_segments=most)[0])) <= most

@@ -279,3 +279,29 @@ def test_each_device_has_its_own_rows_and_heads(arrays, segment_ids):
     np.testing.assert_array_equal(step(*placed), attention.xla(*arrays[:3], starts))
     text = step.lower(*placed).compile().as_text()
     assert not re.search("all-(gather|reduce|to-all)|collective-permute", text)
+
+
+def leaky(q_BTNH, k_BTKH, v_BTKH, starts_BT):
+    return attention.xla(q_BTNH, k_BTKH, v_BTKH, jnp.zeros_like(starts_BT))
+
+
+def backwards(q_BTNH, k_BTKH, v_BTKH, starts_BT):
+    return attention.xla(q_BTNH, k_BTKH, v_BTKH[:, :, ::-1], starts_BT)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"), [(None, ""), (leaky, "lets what is in one document change another"), (backwards, "is not the function")]
+)
+def test_a_kernel_is_proven_where_it_runs(monkeypatch, kernel, said):
+    """A kernel that reads across documents, and one that mixes up its heads, are found before anything is trained with them."""
+    own = attention.xla
+    monkeypatch.setattr(attention, "check", lambda *_: None)
+    monkeypatch.setattr(attention, "splash", kernel or own)
+    prove = functools.partial(attention.prove, "splash", N, K, H, "bfloat16", jax.devices()[0])
+    if not said:
+        prove()
+        return
+    with pytest.raises(
+        BadInput, match=rf"^model\.attention='splash': on this cpu, with jax .*, it {said}.* model\.attention='xla'$"
+    ):
+        prove()

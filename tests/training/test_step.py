@@ -250,11 +250,11 @@ def with_lora(model, compute_dtype="float32"):
 def lora_updates(model, config, mesh, rows, count):
     """The base before and after `count` updates of an adapter on the same rows, the state, and the losses."""
     state = steps.compile_init(model, config, mesh)(jax.random.key(0))
-    abstract = steps.abstract_base(model, mesh)
+    params = transformer.init_params(model, jax.random.key(1))
+    if not model.scan_layers:
+        params |= {"blocks": transformer.layers_of(params)}
     base = jax.tree.map(
-        lambda leaf, place: jax.device_put(leaf.astype(place.dtype), place.sharding),
-        transformer.init_params(model, jax.random.key(1)),
-        abstract,
+        lambda leaf, place: jax.device_put(leaf.astype(place.dtype), place.sharding), params, steps.abstract_base(model, mesh)
     )
     before = jax.device_get(base)
     losses = []
@@ -285,6 +285,16 @@ def test_lora_on_one_device_equals_eight(model, step_config, rows, shape):
     *_, eight, losses_eight = lora_updates(lora, step_config, mesh_of(*shape), rows, 2)
     np.testing.assert_allclose(losses, losses_eight, rtol=1e-5)
     assert_close(gradients(one), gradients(eight), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_layers_of_their_own_equal_a_scan(model, step_config, rows, shape):
+    """Without a scan the base is a list of layers, placed as the stacks are."""
+    lora = dataclasses.replace(with_lora(model), lora_rank=8)
+    *_, scanned, losses = lora_updates(lora, step_config, mesh_of(*shape), rows, 2)
+    *_, apart, losses_apart = lora_updates(dataclasses.replace(lora, scan_layers=False), step_config, mesh_of(*shape), rows, 2)
+    np.testing.assert_allclose(losses, losses_apart, rtol=1e-5)
+    assert_close(gradients(scanned), gradients(apart), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 2, 4)])
