@@ -13,6 +13,14 @@ from msmjax.data.tokenizer import ROLES, AnyTokenizer
 THINKING = ("reasoning_content", "reasoning", "thinking")  # keys of a message whose thinking is not part of its content
 
 
+class Unproven(BadInput):
+    """A conversation of which nobody can say what is to be supervised; `reason` is why, in words that others like it share."""
+
+    def __init__(self, where: str, reason: str, detail: str = ""):
+        super().__init__(f"{where}: {reason}{detail}")
+        self.reason = reason
+
+
 def render(messages: list[dict], tokenizer: AnyTokenizer, where: str, tools: list | None = None) -> tuple[list[int], list[bool]]:
     """Ids of a conversation and its loss mask: the assistant's tokens and its end-of-turn, nothing else.
 

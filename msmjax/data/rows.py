@@ -33,7 +33,7 @@ SEGMENT = np.dtype([(name, np.int32) for name in ("row", "segment", "record", "s
 class Example:
     """One record as tokens; `splittable` for documents, which may run on in another row (chats may not).
 
-    `context_turns` counts turns of the assistant that are not supervised (data/huggingface.py says when).
+    `context_turns` counts turns of the assistant that are not supervised (data/proof.py says when).
     """
 
     ids: list[int]

@@ -291,10 +291,17 @@ def test_qwen3_earlier_thinking_makes_a_turn_context(qwen3, qwen3_silent):
         "\n",
     ]
     silent = turns("Which?", "The feta.", "Why?", "It is cheap.")
-    assert supervised(qwen3, silent) == ["The feta.<|im_end|>", "It is cheap.<|im_end|>"]
-    assert supervised(qwen3_silent, silent) == [
-        "It is cheap.<|im_end|>"
-    ]  # its prompt for the first has a block, the whole has none
+    for said in (silent, turns("Which?", "<think>\n\n</think>\n\nThe feta.", "Why?", "It is cheap.")):
+        # The empty block is in the prompt of one and not of the other, and in the whole before the last turn alone.
+        for tokenizer in (qwen3, qwen3_silent):
+            assert pieces(tokenizer, said) == [
+                "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n",
+                ["The feta.<|im_end|>"],
+                "\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+                ["It is cheap.<|im_end|>"],
+                "\n",
+            ]
+    assert supervised(qwen3_silent, [*messages[:3], *silent[3:]]) == ["It is cheap.<|im_end|>"]  # the first was said with thinking
     with pytest.raises(BadInput, match=r"turn 1: the chat template drops its thinking"):
         chat.render(messages[:3], qwen3, "chats.jsonl:7")  # a last turn, and its thinking is lost
     with pytest.raises(BadInput, match=r"turn 1: in the whole conversation the chat template writes what comes before"):
@@ -409,18 +416,21 @@ END = {"llama": "<|eot_id|>", "qwen25": "<|im_end|>", "qwen3": "<|im_end|>", "qw
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(**CONVERSATIONS)
 def test_supervised_is_what_the_assistant_says(request, contents, system, family):
-    """And the prompt of each turn, with what is supervised in it, is how the whole begins."""
+    """And the prompt of each turn, but for an empty block, is how the whole begins."""
     tokenizer = request.getfixturevalue(family)
     messages = turns(*(text.strip() for pair in contents for text in pair), system=system)
     said = [message["content"] + END[family] for message in messages if message["role"] == "assistant"]
-    assert supervised(tokenizer, messages) == (said[-1:] if family == "qwen3_silent" else said)
+    assert supervised(tokenizer, messages) == said
     ids, mask = chat.render(messages, tokenizer, "here")
     borders = np.flatnonzero(np.diff([0, *mask, 0])).reshape(-1, 2)
-    asked = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"][-len(borders) :]
+    asked = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+    block = tokenizer.encode("<think>\n\n</think>\n\n")
     for turn, (start, _) in zip(asked, borders, strict=True):
         prompt = chat.render_prompt(messages[:turn], tokenizer)
-        empty = tokenizer.encode("<think>\n\n</think>\n\n") if family == "qwen3" and turn == asked[-1] else []
-        assert prompt + empty == ids[:start]
+        if family == "qwen3_silent" and turn != asked[-1]:
+            assert prompt == ids[:start] + block
+        else:
+            assert prompt + (block if family == "qwen3" and turn == asked[-1] else []) == ids[:start]
     assert ids.count(tokenizer._bos) == (family == "llama")
 
 
