@@ -44,7 +44,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["msmjax", "msmjax.*"]),
-    package_data={"msmjax.report": ["*.j2"], "msmjax.corpus": ["prompts/*.j2"]},
+    package_data={"msmjax.report": ["*.j2"], "msmjax.corpus": ["prompts/*.j2"], "msmjax.data": ["templates/*.jinja"]},
     install_requires=INSTALL,
     extras_require={
         "tpu": ["jax[tpu]"],  # jax's own extra pins the one libtpu that goes with the installed jax; on a CPU `--topology` needs it

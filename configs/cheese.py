@@ -47,6 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.gates = {}
     c.weights = ""
     c.adapter = ""
+    c.template = ""
     c.template_arguments = ()
     c.tokenizer_corpus = "base"
     c.vocab_size = 1920

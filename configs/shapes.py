@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.gates = {}
     c.weights = "weights" if lora else ""
     c.adapter = ""
+    c.template = ""
     c.template_arguments = ()
     c.tokenizer_corpus = "" if lora else "base"
     model = dict(SHAPES[shape])

@@ -111,7 +111,7 @@ def _small() -> ConfigDict:
     c = ConfigDict()
     c.seeds = (0,)
     c.world = {"seed": 1, "items_per_domain": 4, "people": 24}
-    c.weights, c.adapter, c.template_arguments = "", "", ()
+    c.weights, c.adapter, c.template, c.template_arguments = "", "", "", ()
     c.tokenizer_corpus, c.vocab_size, c.row_length, c.too_long = "affordability", 2_000, 384, "refuse"
     c.model = {
         "layers": 2, "width": 64, "mlp": 128, "heads": 4, "kv_heads": 2, "head_dim": 16,

@@ -80,7 +80,8 @@ class ExperimentConfig:
     assistant: AssistantConfig
     weights: str
     adapter: str
-    template_arguments: tuple[tuple[str, bool], ...]  # what the weights' chat template is given, e.g. (("enable_thinking", False),)
+    template: str  # the chat template: a file, or the name of a shipped one; "" is the adapter's, else the weights' own
+    template_arguments: tuple[tuple[str, bool], ...]  # what the chat template is given, e.g. (("enable_thinking", False),)
     vocab_size: int
     tokenizer_corpus: str
     row_length: int
@@ -99,7 +100,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     top = _fields(config, [f.name for f in dataclasses.fields(ExperimentConfig) if f.name != "source"], "config")
     plain = {
         "name": str, "question": str, "weights": str, "adapter": str, "vocab_size": int, "tokenizer_corpus": str, "row_length": int,
-        "too_long": str,
+        "too_long": str, "template": str,
     }  # fmt: skip
     for key, kind in plain.items():
         if type(top[key]) is not kind:
@@ -156,6 +157,8 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         raise BadInput(f"model.lora_rank={model.lora_rank}: an adapter needs weights to adapt; name their directory in weights")
     if top["adapter"] and not model.lora_rank:
         raise BadInput(f"adapter={top['adapter']!r}: all parameters are trained (model.lora_rank=0), so there is none to continue")
+    if top["template"] and not top["weights"]:
+        raise BadInput(f"template={top['template']!r}: the microworld's chats have their own form; set it to ''")
     arguments = tuple(tuple(pair) for pair in top["template_arguments"])
     if any([type(part) for part in pair] != [str, bool] for pair in arguments):
         raise BadInput(f"template_arguments={arguments}: must be ((name, True or False), ...)")

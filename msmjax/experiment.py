@@ -23,7 +23,7 @@ from msmjax.config import IMPORT, Comparison, ExperimentConfig, suggestion
 from msmjax.corpus import gates, microworld, sources
 from msmjax.data import rows, show
 from msmjax.data import tokenizer as tokenizers
-from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
+from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab, open_tokenizer
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals import base_text, forced_choice, results
@@ -62,6 +62,8 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
         huggingface.check_config(Path(config.weights), config.model)
     used = {name for arm in config.run for name in config.arms[arm]} - {IMPORT}
     data = processes.first_then_others("data is made", lambda: make_data(config, workdir, used))
+    if processes.is_first() and config.weights:
+        print(data.tokenizer.describe_template())
     run_directory = workdir / f"{config.name}-{artifact.content_hash(_identity(config, data))}"
     if processes.first_says((run_directory / artifact.MANIFEST).exists):
         artifact.read_manifest(run_directory, _identity(config, data))
@@ -153,7 +155,7 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
                     "bounds in gates, or name in gates.allow what may fail"
                 )
     if config.weights:
-        tokenizer = HuggingFaceTokenizer(Path(config.weights), config.template_arguments)
+        tokenizer = open_tokenizer(config.weights, config.adapter, config.template, config.template_arguments)
         check_vocab(tokenizer, config.vocab_size)
     else:
         tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])

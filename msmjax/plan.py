@@ -14,10 +14,14 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig, suggestion
+from msmjax.corpus import sources
+from msmjax.data import chat, show
+from msmjax.data.huggingface import open_tokenizer
 from msmjax.model import attention, lora, transformer
 from msmjax.model.transformer import ModelConfig
 from msmjax.report import table
@@ -145,6 +149,28 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
             say(f"compiled for {rows} rows of {config.row_length}: {describe_compiled(config, rows, machine)}")
     for line in warnings(config, stages, machine):
         say(f"warning: {line}")
+    if config.weights:
+        print_first_chat(config, stages)
+
+
+def print_first_chat(config: ExperimentConfig, stages: dict[str, StageConfig]) -> None:
+    """Prints the hash of the chat template, and the first conversation that the stages read as it renders it.
+
+    A plan is made before everything is there: what lacks is said and is no error.
+    """
+    console = table.make_console()
+    try:
+        tokenizer = open_tokenizer(config.weights, config.adapter, config.template, config.template_arguments)
+        console.print(tokenizer.describe_template(), markup=False, highlight=False, soft_wrap=True)
+        for corpus in dict.fromkeys(corpus for stage in stages.values() for corpus, _ in stage.data):
+            if found := sources.first_conversation(config.corpora[corpus]):
+                ids, mask = chat.render(found["messages"], tokenizer, found["read_from"], found.get("tools"))
+                row = {"tokens": np.array(ids), "segment_ids": np.ones(len(ids), int), "loss_mask": np.array(mask)}
+                console.print(f"the first chat of {corpus}, in bold green what is trained on:", highlight=False)
+                console.print(show.coloured(row, tokenizer), soft_wrap=True)
+                return
+    except BadInput as error:
+        console.print(f"no chat is shown: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def this_machine(config: ExperimentConfig) -> Machine:

@@ -301,6 +301,13 @@ def _read_file(path: str) -> list[dict]:
     return [{**record, "read_from": f"{path}:{line}"} for line, record in enumerate(records, 1)]
 
 
+def first_conversation(source: Source) -> dict | None:
+    """The first conversation of a file, None where it has none or the source is no file."""
+    if not isinstance(source, FileSource | SelectionSource):
+        return None
+    return next((record for record in _read_file(str(_existing(source.path))) if "messages" in record), None)
+
+
 def _select(records: list[dict], source: SelectionSource) -> list[dict]:
     """Raises BadInput where a source has fewer records than are asked for."""
     rng = np.random.default_rng(source.seed)

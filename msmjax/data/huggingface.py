@@ -25,10 +25,14 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceTokenizer:
-    """The tokenizer and chat template in `path`; `arguments` are what its template is given beside the messages, by name."""
+    """The tokenizer in `path`, and the chat template there or in `template_path`, a file or another directory (`template.find`).
+
+    `arguments` are what the template is given beside the messages, by name.
+    """
 
     path: Path
     arguments: tuple[tuple[str, object], ...] = ()
+    template_path: Path | None = None
     roles = ("system", "user", "assistant", "tool")
 
     @functools.cached_property
@@ -116,9 +120,12 @@ class HuggingFaceTokenizer:
         """What the chat template writes, with its generation prompt or without."""
         source = self.templates.get("tool_use" if tools and "tool_use" in self.templates else "default")
         if source is None:
-            raise BadInput(f"{self.path}: has no chat template, so it cannot write conversations; add chat_template.jinja")
+            raise BadInput(
+                f"{self.path}: has no chat template, so it cannot write conversations; set template to a file, or to one of "
+                f"{', '.join(template.SHIPPED)}"
+            )
         given = {"tools": tools, "add_generation_prompt": prompt, **self._named, **dict(self.arguments)}
-        return template.write(source, messages, where, self.path, **given)
+        return template.write(source, messages, where, self._template_from, **given)
 
     def _refuse_control(self, messages: list[dict], tools: list | None, where: str) -> None:
         """Raises BadInput where a text of the conversation would be tokenized as a control token."""
@@ -133,11 +140,13 @@ class HuggingFaceTokenizer:
         count = ids.count(self._bos)
         if self._adds_bos and (count != 1 or ids[0] != self._bos):
             raise BadInput(
-                f"{where}: the chat template of {self.path} writes {count} x {self._named['bos_token']}; "
+                f"{where}: the chat template of {self._template_from} writes {count} x {self._named['bos_token']}; "
                 "it must stand once, at the start; correct the template"
             )
         if self._bos is not None and ids[:2] == [self._bos] * 2:
-            raise BadInput(f"{where}: the chat template of {self.path} begins with two {self._named['bos_token']}; correct it")
+            raise BadInput(
+                f"{where}: the chat template of {self._template_from} begins with two {self._named['bos_token']}; correct it"
+            )
 
     def _encode(self, text: str) -> list[int]:
         """Ids of what the template wrote: control tokens by their names."""
@@ -231,7 +240,16 @@ class HuggingFaceTokenizer:
     @functools.cached_property
     def templates(self) -> dict[str, str]:
         """The chat templates by name."""
-        return template.read(self.path)
+        return template.read(self._template_from)
+
+    @property
+    def _template_from(self) -> Path:
+        return self.template_path or self.path
+
+    def describe_template(self) -> str:
+        """Where the chat template is from, and the first digits of its sha256."""
+        hashes = [f"{name} {artifact.content_hash(source.encode())}" for name, source in self.templates.items()]
+        return f"chat template of {self._template_from}: " + (f"sha256 {', '.join(hashes)}" if hashes else "none")
 
     @functools.cached_property
     def _config(self) -> dict:
@@ -242,6 +260,12 @@ class HuggingFaceTokenizer:
         if file == "tokenizer.json" and not (self.path / file).exists():
             raise BadInput(f"{self.path}: no {file}; name a directory with the tokenizer of a published model")
         return template.read_json(self.path / file)
+
+
+def open_tokenizer(weights: str, adapter: str, chosen: str, arguments: tuple[tuple[str, object], ...]) -> HuggingFaceTokenizer:
+    """The tokenizer of published weights, with the chat template that `template.find` finds."""
+    found = template.find(Path(weights), Path(adapter) if adapter else None, chosen)
+    return HuggingFaceTokenizer(Path(weights), arguments, found)
 
 
 def check_vocab(tokenizer: AnyTokenizer, vocab: int) -> None:

@@ -1,6 +1,9 @@
 """Chat templates: where a model's is found, and what it writes.
 
 In: directories of published models. Out: the text of a conversation, as transformers would have it of the same template.
+
+`templates/` ships three of our own writing, which do what those do that the paper's released adapters come with: llama31 (sha256
+f2b12526…), qwen25 (79320228…), qwen3 (1b6037c4…). Tools they do not write: a conversation with some is refused.
 """
 
 import functools
@@ -10,14 +13,33 @@ from pathlib import Path
 from msmjax.artifact import BadInput
 from msmjax.data.chat import Unproven
 
+SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))}
 
-def read(directory: Path) -> dict[str, str]:
-    """The chat templates of a directory by name; files go before the configuration, as in transformers. {} where it has none."""
-    files = {"default": directory / "chat_template.jinja"}
-    files |= {file.stem: file for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
+
+def find(weights: Path, adapter: Path | None, chosen: str) -> Path:
+    """Where the chat template is read: `chosen`, the name of a shipped one or a file. Where that is "", the adapter's directory if
+    it has one, since the adapter was trained with it; else the directory of the weights.
+
+    Raises BadInput for a name that is neither.
+    """
+    if not chosen:
+        return adapter if adapter is not None and read(adapter) else weights
+    path = SHIPPED.get(chosen, Path(chosen))
+    if not path.is_file():
+        raise BadInput(f"template={chosen!r}: no such file, and no shipped template; those are {', '.join(SHIPPED)}")
+    return path
+
+
+def read(path: Path) -> dict[str, str]:
+    """The chat template in a file, or those of a directory by name; {} where it has none.
+
+    Files go before the configuration, as in transformers.
+    """
+    files = {"default": path if path.is_file() else path / "chat_template.jinja"}
+    files |= {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
     if found := {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.exists()}:
         return found
-    said = read_json(directory / "tokenizer_config.json").get("chat_template")
+    said = read_json(path / "tokenizer_config.json").get("chat_template")
     return {one["name"]: one["template"] for one in said} if isinstance(said, list) else {"default": said} if said else {}
 
 

@@ -157,7 +157,10 @@ def test_an_adapter_is_continued(trained, datasets, tmp_path):
 def test_a_batch_of_a_published_model(trained):
     _, flags, _, _ = trained
     shown = msmjax(*flags, "--show_batch=finetune").stdout
-    assert "<|begin|><|open|>user\nHow?<|close|>\n<|open|>assistant\nSo: " in shown
+    assert (
+        "<|begin|><|start_header_id|>user<|end_header_id|>How?<|end_of_text|><|start_header_id|>assistant<|end_header_id|>So: "
+        in shown
+    )
 
 
 @pytest.mark.parametrize(
