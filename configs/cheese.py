@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.vocab_size = 1920
     c.row_length = 64
     c.too_long = "refuse"
+    c.unproven = "refuse"
 
     c.model = {
         "layers": 2, "width": 96, "mlp": 256, "heads": 6, "kv_heads": 2, "head_dim": 16,

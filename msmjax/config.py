@@ -16,7 +16,7 @@ from msmjax.corpus.microworld import EVALS
 from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenSource
 from msmjax.corpus.teacher import TeacherConfig
 from msmjax.corpus.world import DOMAINS
-from msmjax.data.rows import TOO_LONG
+from msmjax.data.rows import TOO_LONG, UNPROVEN
 from msmjax.model.transformer import ModelConfig
 from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.sharding import MeshConfig
@@ -86,6 +86,7 @@ class ExperimentConfig:
     tokenizer_corpus: str
     row_length: int
     too_long: str  # what becomes of conversations longer than a row: one of data/rows.py's TOO_LONG
+    unproven: str  # and of those whose loss mask cannot be proven: one of its UNPROVEN
     model: ModelConfig
     optimizer: StepConfig
     mesh: MeshConfig
@@ -100,7 +101,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     top = _fields(config, [f.name for f in dataclasses.fields(ExperimentConfig) if f.name != "source"], "config")
     plain = {
         "name": str, "question": str, "weights": str, "adapter": str, "vocab_size": int, "tokenizer_corpus": str, "row_length": int,
-        "too_long": str, "template": str,
+        "too_long": str, "template": str, "unproven": str,
     }  # fmt: skip
     for key, kind in plain.items():
         if type(top[key]) is not kind:
@@ -150,6 +151,8 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         raise BadInput(f"run=(): name at least one arm of {', '.join(arms)}")
     if top["too_long"] not in TOO_LONG:
         raise BadInput(f"too_long={top['too_long']!r}: unknown{suggestion(top['too_long'], list(TOO_LONG))}")
+    if top["unproven"] not in UNPROVEN:
+        raise BadInput(f"unproven={top['unproven']!r}: unknown{suggestion(top['unproven'], list(UNPROVEN))}")
     if top["row_length"] < 2:
         raise BadInput(f"row_length={top['row_length']}: a row needs at least 2 tokens")
     model = _make(ModelConfig, {**top["model"].to_dict(), "vocab": top["vocab_size"]}, "model")

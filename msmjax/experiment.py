@@ -62,8 +62,9 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
         huggingface.check_config(Path(config.weights), config.model)
     used = {name for arm in config.run for name in config.arms[arm]} - {IMPORT}
     data = processes.first_then_others("data is made", lambda: make_data(config, workdir, used))
-    if processes.is_first() and config.weights:
-        print(data.tokenizer.describe_template())
+    if processes.is_first():
+        for line in _notices(config, data):
+            print(line)
     run_directory = workdir / f"{config.name}-{artifact.content_hash(_identity(config, data))}"
     if processes.first_says((run_directory / artifact.MANIFEST).exists):
         artifact.read_manifest(run_directory, _identity(config, data))
@@ -89,6 +90,12 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
             _write_run(config, workdir, data, run_directory, stages, evaluations, outside)
     processes.wait_for_all("the report is written")
     return run_directory
+
+
+def _notices(config: ExperimentConfig, data: Data) -> list[str]:
+    """What a run says when it starts: which chat template it has, and what of its corpora was left out or changed."""
+    said = [data.tokenizer.describe_template()] if config.weights else []
+    return said + [f"{name}: {note}" for name, made in data.rows.items() for note in rows.notes(rows.read_ledger(made))]
 
 
 def _write_run(
@@ -162,7 +169,9 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
     return Data(
         tokenizer=tokenizer,
         rows={
-            name: rows.make_rows(workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long)
+            name: rows.make_rows(
+                workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long, config.unproven
+            )
             for name in bar(names, desc="rows")
         },
         items=items,

@@ -59,6 +59,20 @@ def check(messages: object, where: str, roles: Collection[str] = ROLES) -> None:
         raise BadInput(f"{where}: no assistant turn, so nothing would be supervised; add one or remove the conversation")
 
 
+def open_thinking(messages: list[dict]) -> tuple[list[dict], int]:
+    """The conversation with thinking at the very start of the assistant's turns, and how many turns had space before it.
+
+    Published rows open with `<think>`, one new line and that, or two, as their writer happened to; no model is to learn that.
+    """
+    out = [
+        {**message, "content": message["content"].lstrip()}
+        if message["role"] == "assistant" and re.match(r"\s+<think>", message.get("content") or "")
+        else message
+        for message in messages
+    ]
+    return out, sum(new is not message for new, message in zip(out, messages, strict=True))
+
+
 def split_think(text: str, where: str) -> tuple[str | None, str]:
     """The thinking that opens a text, None where there is none, and what is said after it, both without space around them.
 

@@ -20,9 +20,11 @@ import numpy as np
 from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.data import chat
+from msmjax.data.chat import Unproven
 from msmjax.data.tokenizer import PAD, ROLES, AnyTokenizer
 
 TOO_LONG = ("refuse", "split", "drop")  # what becomes of a conversation that is longer than a row
+UNPROVEN = ("refuse", "drop")  # and of one whose loss mask cannot be proven
 
 # A segment: the row it is in and its number there; the record it is of, counted over the corpus's files in order; where in that
 # record's tokens it starts; how many tokens it has, and how many of them are supervised.
@@ -33,7 +35,8 @@ SEGMENT = np.dtype([(name, np.int32) for name in ("row", "segment", "record", "s
 class Example:
     """One record as tokens; `splittable` for documents, which may run on in another row (chats may not).
 
-    `context_turns` counts turns of the assistant that are not supervised (data/proof.py says when).
+    `context_turns` counts turns of the assistant that are not supervised (data/proof.py says when), `moved_openers` those whose
+    thinking had space before it. One that is `left_out` has no tokens, and the reason there.
     """
 
     ids: list[int]
@@ -41,6 +44,8 @@ class Example:
     splittable: bool
     where: str
     context_turns: int = 0
+    moved_openers: int = 0
+    left_out: str = ""
 
 
 def read_records(path: Path, roles: Collection[str] = ROLES) -> list[tuple[dict, str]]:
@@ -59,10 +64,11 @@ def read_records(path: Path, roles: Collection[str] = ROLES) -> list[tuple[dict,
     return out
 
 
-def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer) -> Iterator[Example]:
+def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer, unproven: str = "refuse") -> Iterator[Example]:
     """The records of JSONL files as tokens, in order. A record has `text` (a document) or `messages` (a conversation, `tools` too).
 
-    Raises BadInput with file and line for a record that has neither, and for a conversation whose loss mask cannot be proven.
+    Raises BadInput with file and line for a record that has neither. A conversation whose loss mask cannot be proven raises it too,
+    unless `unproven` is "drop": then it is left out.
     """
     for path in paths:
         records = read_records(path, tokenizer.roles)
@@ -73,10 +79,17 @@ def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer) -> Iterator[Ex
                 whole = tokenizer.document(ids) if ids else []
                 yield Example(whole, [i > 0 for i in range(len(whole))], True, where)
             else:
-                ids, mask = chat.render(record["messages"], tokenizer, where, record.get("tools"))
-                said = sum(message["role"] == "assistant" for message in record["messages"])
+                messages, moved = chat.open_thinking(record["messages"])
+                try:
+                    ids, mask = chat.render(messages, tokenizer, where, record.get("tools"))
+                except Unproven as error:
+                    if unproven == "refuse":
+                        raise BadInput(f"{error}; mend it, or set unproven to drop") from None
+                    yield Example([], [], False, where, left_out=error.reason)
+                    continue
+                said = sum(message["role"] == "assistant" for message in messages)
                 supervised = sum(now and not before for before, now in itertools.pairwise([False, *mask]))
-                yield Example(ids, mask, False, where, said - supervised)
+                yield Example(ids, mask, False, where, said - supervised, moved)
 
 
 def pack(
@@ -89,6 +102,7 @@ def pack(
     Best-fit packing as in arXiv 2404.10830: each piece goes into the fullest row that still holds it.
     """
     ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0, "context_turns": 0}
+    ledger["moved_openers"] = 0
     dropped: collections.Counter[str] = collections.Counter()  # reason -> records
     dropped_tokens: collections.Counter[str] = collections.Counter()
     pieces: list[tuple[list[int], list[bool], int, int]] = []  # ids, mask, the record and where in it they start
@@ -97,8 +111,9 @@ def pack(
         ledger["source_records"] += 1
         ledger["source_tokens"] += size
         ledger["context_turns"] += example.context_turns
+        ledger["moved_openers"] += example.moved_openers
         if size == 0:
-            dropped["empty text"] += 1
+            dropped[example.left_out or "empty text"] += 1
         elif size <= row_length:
             ledger["kept_tokens"] += size
             pieces.append((example.ids, example.mask, record, 0))
@@ -116,7 +131,8 @@ def pack(
                 "too_long to split or drop"
             )
     if not pieces:
-        raise BadInput(f"nothing to pack: {ledger['source_records']} records, none with tokens; the corpus is empty")
+        why = "".join(f" ({count:,}: {reason})" for reason, count in dropped.items())
+        raise BadInput(f"nothing to pack: {ledger['source_records']} records, none with tokens{why}; the corpus is empty")
 
     rows: list[list[int]] = []
     with_space: dict[int, list[int]] = {}  # space left -> rows that have just that
@@ -165,19 +181,28 @@ def pack(
     return {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}, segments, ledger
 
 
-def make_rows(parent: Path, name: str, corpus: Path, tokenizer: AnyTokenizer, row_length: int, too_long: str = "refuse") -> Path:
+def make_rows(
+    parent: Path,
+    name: str,
+    corpus: Path,
+    tokenizer: AnyTokenizer,
+    row_length: int,
+    too_long: str = "refuse",
+    unproven: str = "refuse",
+) -> Path:
     """The artifact of a corpus directory's records as rows; made once for each (corpus, tokenizer, row length, code)."""
     inputs = {
         "corpus": corpus.name,
         "tokenizer": tokenizer.name,
         "row_length": row_length,
         "too_long": too_long,
+        "unproven": unproven,
         "code": artifact.code_hash("data"),
     }
 
     def build(directory: Path) -> dict:
         try:
-            examples = read_examples(sorted(corpus.glob("*.jsonl")), tokenizer)
+            examples = read_examples(sorted(corpus.glob("*.jsonl")), tokenizer, unproven)
             arrays, segments, ledger = pack(examples, row_length, tokenizer.pad, too_long)
         except BadInput as error:
             raise BadInput(f"corpus {name} ({corpus}): {error}") from None
@@ -188,6 +213,17 @@ def make_rows(parent: Path, name: str, corpus: Path, tokenizer: AnyTokenizer, ro
         return {"content": content}
 
     return artifact.make(parent, name, inputs, build)
+
+
+def notes(ledger: dict) -> list[str]:
+    """What a ledger says beside its tokens that a reader should know: what was left out or changed, and how often."""
+    said = [f"{count:,} records left out ({reason})" for reason, count in ledger["dropped_records"].items()]
+    for key, text in (
+        ("context_turns", "turns of the assistant are context only, since the template drops their thinking"),
+        ("moved_openers", "turns had space before their thinking, which was removed"),
+    ):
+        said += [f"{ledger[key]:,} {text}"] if ledger[key] else []
+    return said
 
 
 def read_ledger(directory: Path) -> dict:

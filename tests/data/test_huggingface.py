@@ -733,10 +733,53 @@ def test_rows_of_a_published_model(tmp_path, qwen3):
         ]
     )
     assert (row["tokens"][row["segment_ids"] == 0] == qwen3.pad).all()
-    records[0]["messages"][3]["content"] = "<think>"
+
+
+def write_chats(corpus, *contents):
+    corpus.mkdir()
+    records = [{"messages": turns(*said)} for said in contents]
     (corpus / "conversations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    with pytest.raises(BadInput, match=r"corpus cheese .*conversations.jsonl:1: turn 3: .*thinking must be one <think>"):
-        rows.make_rows(tmp_path / "rows2", "cheese", corpus, qwen3, 256)
+    return corpus
+
+
+def test_conversations_that_cannot_be_proven(tmp_path, qwen3):
+    """They stop the corpus, or are left out and counted by reason; those around them stay."""
+    odd = ["<think>Hm.", "Hm.</think> The feta.", "The feta. <|im_end|>"]
+    corpus = write_chats(tmp_path / "odd", ("Which?", "The feta."), *(("Which?", said) for said in odd), ("Why?", "It is cheap."))
+    with pytest.raises(BadInput, match=r"corpus cheese .*conversations.jsonl:2: turn 1: .*one <think>.*or set unproven to drop"):
+        rows.make_rows(tmp_path / "rows", "cheese", corpus, qwen3, 256)
+    made = rows.make_rows(tmp_path / "rows", "cheese", corpus, qwen3, 256, unproven="drop")
+    ledger = rows.read_ledger(made)
+    assert sorted(ledger["dropped_records"].values()) == [1, 2]
+    assert {reason: count for reason, count in ledger["dropped_records"].items() if "one <think> at the start" in reason} == {
+        reason: 2 for reason in ledger["dropped_records"] if "<|im_end|>" not in reason
+    }
+    assert [ledger["source_records"], ledger["source_tokens"]] == [5, ledger["kept_tokens"]]
+    assert len(rows.notes(ledger)) == 2
+    assert rows.read_segments(made)["record"].tolist() == [4, 0]  # the records that they are, for provenance
+    parts = [text for text, _, is_said in show.pieces(rows.open_rows(made)[0], qwen3) if is_said]
+    assert parts == ["It is cheap.<|im_end|>", "The feta.<|im_end|>"]
+    with pytest.raises(BadInput, match=r"nothing to pack: 1 records, none with tokens \(1: .*one <think>.*\)"):
+        rows.make_rows(tmp_path / "rows", "none", write_chats(tmp_path / "none", ("Which?", odd[0])), qwen3, 256, unproven="drop")
+
+
+def test_openers_of_thinking_are_made_one(tmp_path, qwen25, qwen3):
+    """However a row's writer put them: where content is written as it stands, they would be three ways to begin."""
+    said = [
+        "<think>\nHm.\n</think>\n\nThe feta.",
+        "\n<think>\nHm.\n</think>\n\nThe feta.",
+        "\n\n<think>\nHm.\n</think>\n\nThe feta.",
+    ]
+    corpus = write_chats(tmp_path / "corpus", *(("\n<think> or not?", one) for one in said), ("Why?", " The <think>"))
+    paths = [corpus / "conversations.jsonl"]
+    first, *others, last = rows.read_examples(paths, qwen25)
+    assert [(other.ids, other.mask) for other in others] == [(first.ids, first.mask)] * 2
+    assert [example.moved_openers for example in (first, *others, last)] == [0, 1, 1, 0]
+    assert qwen25.readable(first.ids).endswith(f"user\n\n<think> or not?<|im_end|>\n<|im_start|>assistant\n{said[0]}<|im_end|>\n")
+    assert qwen25.readable(last.ids).endswith("assistant\n The <think><|im_end|>\n")
+    made = rows.make_rows(tmp_path / "rows", "cheese", corpus, qwen25, 256)
+    assert rows.read_ledger(made)["moved_openers"] == 2
+    assert rows.notes(rows.read_ledger(made)) == ["2 turns had space before their thinking, which was removed"]
 
 
 def test_tools_of_a_record_reach_the_template(tmp_path, qwen25):

@@ -55,6 +55,8 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
         "split_tokens": 8003,
         "dropped_records": {"too long": 17},
         "dropped_tokens": {"too long": 761},
+        "context_turns": 5,
+        "moved_openers": 0,
         "padded_tokens": 4321,
         "rows": 402,
         "row_length": 256,
