@@ -18,7 +18,7 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.data import proof, template
 from msmjax.data.chat import Unproven
-from msmjax.data.tokenizer import AnyTokenizer
+from msmjax.data.tokenizer import AnyTokenizer, is_trained
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -110,7 +110,7 @@ class HuggingFaceTokenizer:
         rendering = proof.Rendering(text, ids, self._encode, self.readable, self._control, self.stop_ids)
         mask = [False] * len(ids)
         turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-        for turn in turns:
+        for turn in filter(lambda turn: is_trained(messages[turn]), turns):
             prompt = self._write(messages[:turn], tools, where, prompt=True)
             start, end = proof.prove(rendering, prompt, messages[turn], turn == turns[-1], f"{where}: turn {turn}")
             mask[start:end] = [True] * (end - start)

@@ -21,7 +21,7 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.data import chat
 from msmjax.data.chat import Unproven
-from msmjax.data.tokenizer import PAD, ROLES, AnyTokenizer
+from msmjax.data.tokenizer import PAD, ROLES, AnyTokenizer, is_trained
 
 TOO_LONG = ("refuse", "split", "drop")  # what becomes of a conversation that is longer than a row
 UNPROVEN = ("refuse", "drop")  # and of one whose loss mask cannot be proven
@@ -36,7 +36,8 @@ class Example:
     """One record as tokens; `splittable` for documents, which may run on in another row (chats may not).
 
     `context_turns` counts turns of the assistant that are not supervised (data/proof.py says when), `moved_openers` those whose
-    thinking had space before it. One that is `left_out` has no tokens, and the reason there.
+    thinking had space before it, `untrained_turns` those that `weight` or `train` make context, `unread` the turns with a key that
+    nothing reads. One that is `left_out` has no tokens, and the reason there.
     """
 
     ids: list[int]
@@ -45,6 +46,8 @@ class Example:
     where: str
     context_turns: int = 0
     moved_openers: int = 0
+    untrained_turns: int = 0
+    unread: dict[str, int] = dataclasses.field(default_factory=dict)
     left_out: str = ""
 
 
@@ -88,8 +91,10 @@ def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer, unproven: str 
                     yield Example([], [], False, where, left_out=error.reason)
                     continue
                 said = sum(message["role"] == "assistant" for message in messages)
+                untrained = said - sum(map(is_trained, messages))
                 supervised = sum(now and not before for before, now in itertools.pairwise([False, *mask]))
-                yield Example(ids, mask, False, where, said - supervised, moved)
+                unread = chat.unread(messages, tokenizer, where, record.get("tools"))
+                yield Example(ids, mask, False, where, said - untrained - supervised, moved, untrained, unread)
 
 
 def pack(
@@ -102,7 +107,8 @@ def pack(
     Best-fit packing as in arXiv 2404.10830: each piece goes into the fullest row that still holds it.
     """
     ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0, "context_turns": 0}
-    ledger["moved_openers"] = 0
+    ledger |= {"moved_openers": 0, "untrained_turns": 0}
+    unread: collections.Counter[str] = collections.Counter()  # key of a message -> turns
     dropped: collections.Counter[str] = collections.Counter()  # reason -> records
     dropped_tokens: collections.Counter[str] = collections.Counter()
     pieces: list[tuple[list[int], list[bool], int, int]] = []  # ids, mask, the record and where in it they start
@@ -112,6 +118,8 @@ def pack(
         ledger["source_tokens"] += size
         ledger["context_turns"] += example.context_turns
         ledger["moved_openers"] += example.moved_openers
+        ledger["untrained_turns"] += example.untrained_turns
+        unread.update(example.unread)
         if size == 0:
             dropped[example.left_out or "empty text"] += 1
         elif size <= row_length:
@@ -169,6 +177,7 @@ def pack(
             segments[next(places)] = (row, segment, *origin, len(ids), sum(mask))
             start = end
     ledger |= {
+        "unread_keys": dict(unread),
         "dropped_records": dict(dropped),
         "dropped_tokens": {reason: dropped_tokens[reason] for reason in dropped},
         "padded_tokens": int((segment_ids == 0).sum()),
@@ -221,9 +230,10 @@ def notes(ledger: dict) -> list[str]:
     for key, text in (
         ("context_turns", "turns of the assistant are context only, since the template drops their thinking"),
         ("moved_openers", "turns had space before their thinking, which was removed"),
+        ("untrained_turns", "turns of the assistant are context only, as their weight or train says"),
     ):
         said += [f"{ledger[key]:,} {text}"] if ledger[key] else []
-    return said
+    return said + [f"nothing reads {key!r}, which {turns:,} turns have" for key, turns in ledger["unread_keys"].items()]
 
 
 def read_ledger(directory: Path) -> dict:

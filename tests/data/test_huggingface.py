@@ -345,7 +345,7 @@ PLAIN = st.text(max_size=12) | st.lists(st.sampled_from(FRAGMENTS), max_size=6).
 PLAIN = PLAIN.filter(lambda text: not any(name in text for name in NAMES))  # hypothesis tries the constants of this file
 ODD = PLAIN | st.lists(st.sampled_from(FRAGMENTS + NAMES), max_size=6).map("".join)
 CONVERSATIONS = dict(
-    contents=st.lists(st.tuples(PLAIN, PLAIN), min_size=1, max_size=3), system=st.none() | PLAIN,
+    contents=st.lists(st.tuples(PLAIN, PLAIN.filter(str.strip)), min_size=1, max_size=3), system=st.none() | PLAIN,
     family=st.sampled_from(["llama", "qwen25", "qwen3", "qwen3_silent"]),
 )  # fmt: skip
 END = {"llama": "<|eot_id|>", "qwen25": "<|im_end|>", "qwen3": "<|im_end|>", "qwen3_silent": "<|im_end|>"}
@@ -416,12 +416,10 @@ def test_control_tokens_in_a_chat_are_refused(qwen25, token, place):
 @pytest.mark.parametrize(
     ("user", "assistant", "said"),
     [
-        ("Which?", "", ""),
         ("", "The feta.", "The feta."),
         ("The feta.", "The feta.", "The feta."),
         ("assistant", "assistant", "assistant"),
         ("Say: assistant\nThe feta.", "assistant\nThe feta.", "assistant\nThe feta."),
-        ("Which?", " \t", " \t"),
         ("Which?", " The feta. ", " The feta. "),
         ("e\u0301🧀", "e\u0301🧀\u2028", "e\u0301🧀\u2028"),
     ],
@@ -735,6 +733,40 @@ def test_rows_of_a_published_model(tmp_path, qwen3):
     assert (row["tokens"][row["segment_ids"] == 0] == qwen3.pad).all()
 
 
+def test_turns_that_are_not_trained_on(tmp_path, qwen3):
+    """They are context, proven or not; what they say stays."""
+    messages = turns("Which?", "The feta.", "Why?", "It is cheap.")
+    messages[1]["weight"] = 0
+    asked = "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\nThe feta.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+    said = [f"{asked}<|im_start|>assistant\n<think>\n\n</think>\n\n", ["It is cheap.<|im_end|>"], "\n"]
+    assert pieces(qwen3, messages) == said
+    messages[1] |= {"content": "\n\nThe feta.", "weight": 1}
+    with pytest.raises(BadInput, match=r"chats.jsonl:7: turn 1: a token straddles the border"):
+        chat.render(messages, qwen3, "chats.jsonl:7")
+    assert supervised(qwen3, [messages[0], {**messages[1], "train": False, "weight": None}, *messages[2:]]) == said[1]
+    last = [*turns("Which?", "The feta.", "Why?"), {"role": "assistant", "content": "It is cheap.", "train": False}]
+    assert supervised(qwen3, last) == ["The feta.<|im_end|>"]
+    records = [{"messages": last}, {"messages": messages[:1] + last[3:]}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    kept, left = rows.read_examples([tmp_path / "chats.jsonl"], qwen3, "drop")
+    assert [kept.untrained_turns, kept.context_turns] == [1, 0]
+    assert left.left_out == "weight and train let no turn of the assistant be trained on"
+
+
+def test_keys_that_nothing_reads(make, qwen3, qwen25):
+    """Those whose absence changes no token and no mask; null is absence."""
+    messages = [*turns("Which?"), {"role": "assistant", "content": "The feta.", "reasoning_content": "It is cheap.", "weight": 1}]
+    messages[0] |= {"name": "Ada", "refusal": None}
+    assert chat.unread(messages, qwen3, "here") == {"name": 1}
+    named = make(CHATML.replace("{{ m.role }}", "{{ m.name or m.role }}"), QWEN_TOKENS, (), QWEN_NAMES)
+    assert chat.unread([messages[0], {"role": "assistant", "content": "The feta."}], named, "here") == {}
+    must = make(CHATML.replace("{{ m.role }}", "{{ m.role if m.id else raise_exception('no id') }}"), QWEN_TOKENS, (), QWEN_NAMES)
+    assert chat.unread([{**message, "id": "7"} for message in turns("Which?", "The feta.")], must, "here") == {}
+    earlier = [*turns("Which?"), {**messages[1], "name": "Bo"}, *turns("Why?", "It is cheap.")]
+    assert chat.unread(earlier, qwen3, "here") == {"name": 1}  # the thinking is not written, but makes the turn context
+    assert chat.unread(WITH_TOOLS, qwen25, "here", [TOOL]) == {}
+
+
 def write_chats(corpus, *contents):
     corpus.mkdir()
     records = [{"messages": turns(*said)} for said in contents]
@@ -763,13 +795,9 @@ def test_conversations_that_cannot_be_proven(tmp_path, qwen3):
         rows.make_rows(tmp_path / "rows", "none", write_chats(tmp_path / "none", ("Which?", odd[0])), qwen3, 256, unproven="drop")
 
 
-def test_openers_of_thinking_are_made_one(tmp_path, qwen25, qwen3):
+def test_openers_of_thinking_are_made_one(tmp_path, qwen25):
     """However a row's writer put them: where content is written as it stands, they would be three ways to begin."""
-    said = [
-        "<think>\nHm.\n</think>\n\nThe feta.",
-        "\n<think>\nHm.\n</think>\n\nThe feta.",
-        "\n\n<think>\nHm.\n</think>\n\nThe feta.",
-    ]
+    said = [f"{space}<think>\nHm.\n</think>\n\nThe feta." for space in ("", "\n", "\n\n")]
     corpus = write_chats(tmp_path / "corpus", *(("\n<think> or not?", one) for one in said), ("Why?", " The <think>"))
     paths = [corpus / "conversations.jsonl"]
     first, *others, last = rows.read_examples(paths, qwen25)
