@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.vocab_size = 1920
     c.row_length = 64
     c.too_long = "refuse"
+    c.text_and_messages = "refuse"
     c.unproven = "refuse"
 
     c.model = {

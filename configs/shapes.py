@@ -47,6 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.vocab_size = model.pop("vocab")
     c.row_length = LENGTHS[length]
     c.too_long = "refuse"
+    c.text_and_messages = "refuse"
     c.unproven = "refuse"
     c.model = {
         **model, "embedding_init": 0.02, "matrix_init": 1.0,

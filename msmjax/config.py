@@ -73,6 +73,7 @@ class ExperimentConfig:
     arms: dict[str, tuple[str, ...]]
     stages: dict[str, StageConfig]
     corpora: dict[str, Source]
+    text_and_messages: str  # what a record of a file is that has both: one of corpus/sources.py's TEXT_AND_MESSAGES
     teachers: dict[str, TeacherConfig]  # who writes and who judges, by the names that corpora use
     gates: GateConfig | None  # what corpora by teachers must keep to be trained on; None where there are none
     comparisons: tuple[Comparison, ...]
@@ -101,7 +102,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     top = _fields(config, [f.name for f in dataclasses.fields(ExperimentConfig) if f.name != "source"], "config")
     plain = {
         "name": str, "question": str, "weights": str, "adapter": str, "vocab_size": int, "tokenizer_corpus": str, "row_length": int,
-        "too_long": str, "template": str, "unproven": str,
+        "too_long": str, "template": str, "unproven": str, "text_and_messages": str,
     }  # fmt: skip
     for key, kind in plain.items():
         if type(top[key]) is not kind:
@@ -149,10 +150,10 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         raise BadInput(f"seeds={seeds}: must be different whole numbers, at least one, e.g. (0, 1, 2)")
     if not run:
         raise BadInput(f"run=(): name at least one arm of {', '.join(arms)}")
-    if top["too_long"] not in TOO_LONG:
-        raise BadInput(f"too_long={top['too_long']!r}: unknown{suggestion(top['too_long'], list(TOO_LONG))}")
-    if top["unproven"] not in UNPROVEN:
-        raise BadInput(f"unproven={top['unproven']!r}: unknown{suggestion(top['unproven'], list(UNPROVEN))}")
+    choices = {"too_long": TOO_LONG, "unproven": UNPROVEN, "text_and_messages": sources.TEXT_AND_MESSAGES}
+    for key, allowed in choices.items():
+        if top[key] not in allowed:
+            raise BadInput(f"{key}={top[key]!r}: unknown{suggestion(top[key], list(allowed))}")
     if top["row_length"] < 2:
         raise BadInput(f"row_length={top['row_length']}: a row needs at least 2 tokens")
     model = _make(ModelConfig, {**top["model"].to_dict(), "vocab": top["vocab_size"]}, "model")

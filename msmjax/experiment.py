@@ -200,7 +200,9 @@ def _failed(config: ExperimentConfig, findings: list[gates.Finding]) -> list[str
 
 
 def _make_corpus(config: ExperimentConfig, workdir: Path, name: str) -> Path:
-    makers = sources.Makers(config.world, config.assistant, config.teachers, workdir / "answers", open_teacher)
+    makers = sources.Makers(
+        config.world, config.assistant, config.teachers, workdir / "answers", open_teacher, config.text_and_messages
+    )
     return sources.make_corpus(workdir / "corpora", name, config.corpora[name], makers)
 
 

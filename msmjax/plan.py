@@ -163,7 +163,7 @@ def print_first_chat(config: ExperimentConfig, stages: dict[str, StageConfig]) -
         tokenizer = open_tokenizer(config.weights, config.adapter, config.template, config.template_arguments)
         console.print(tokenizer.describe_template(), markup=False, highlight=False, soft_wrap=True)
         for corpus in dict.fromkeys(corpus for stage in stages.values() for corpus, _ in stage.data):
-            if found := sources.first_conversation(config.corpora[corpus]):
+            if found := sources.first_conversation(config.corpora[corpus], config.text_and_messages):
                 ids, mask = chat.render(found["messages"], tokenizer, found["read_from"], found.get("tools"))
                 row = {"tokens": np.array(ids), "segment_ids": np.ones(len(ids), int), "loss_mask": np.array(mask)}
                 console.print(f"the first chat of {corpus}, in bold green what is trained on:", highlight=False)

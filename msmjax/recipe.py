@@ -42,6 +42,7 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...], twi
     c.vocab_size = model.pop("vocab")
     c.row_length = row_length
     c.too_long = "drop"  # the paper keeps rows up to its maximum length; the ledger counts what is dropped
+    c.text_and_messages = "refuse"
     c.unproven = "drop"  # five of the released chats with reasoning have no whole block of it
     c.model = {
         **model, "embedding_init": 0.02, "matrix_init": 1.0, "lora_rank": 64, "lora_alpha": 128.0,

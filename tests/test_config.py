@@ -147,6 +147,7 @@ def test_every_field_is_read():
         (lambda c: untyped(c, row_length="64"), r"row_length='64': must be of type int"),
         (lambda c: c.arms.update(aft=()), r"arms\.aft=\(\): an arm is at least one stage"),
         (lambda c: c.update(template="qwen3"), r"template='qwen3': the microworld's chats have their own form; set it to ''"),
+        (lambda c: c.update(text_and_messages="txt"), r"text_and_messages='txt': unknown; did you mean 'text'\?"),
         (lambda c: c.update(unproven="drp"), r"unproven='drp': unknown; did you mean 'drop'\?"),
         (lambda c: c.update(row_length=1), r"row_length=1: a row needs at least 2"),
         (lambda c: c.corpora.base.update(kind="bse"), r"corpora\.base\.kind='bse': unknown; did you mean 'base'\?"),
