@@ -43,6 +43,14 @@ def read(path: Path) -> dict[str, str]:
     return {one["name"]: one["template"] for one in said} if isinstance(said, list) else {"default": said} if said else {}
 
 
+def save(directory: Path, templates: dict[str, str]) -> None:
+    """Writes chat templates into a directory as transformers does, where `read` finds them."""
+    for name, source in templates.items():
+        path = directory / ("chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+
+
 def write(source: str, messages: list[dict], where: str, whose: Path, **given) -> str:
     """What a template writes for a conversation; a key that is null counts as missing, as transformers has it.
 
