@@ -44,7 +44,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["msmjax", "msmjax.*"]),
-    package_data={"msmjax.report": ["*.j2"], "msmjax.corpus": ["prompts/*.j2"]},
+    package_data={"msmjax.report": ["*.j2"], "msmjax.corpus": ["prompts/*.j2"], "msmjax.data": ["templates/*.jinja"]},
     install_requires=INSTALL,
     extras_require={
         # jax's own extras, with the CUDA libraries that the installed jax was built for: a driver is all that a machine needs.

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from llama import rows_of
 
-from msmjax import plan
+from msmjax import machine
 from msmjax.artifact import BadInput
 from msmjax.model import attention
 
@@ -69,12 +69,12 @@ def main() -> None:
 
     # 2 products forward and 5 backward, 2 H FLOPs for each score that is seen.
     seen = int(jnp.sum(jnp.arange(arguments.length)[None] - starts + 1)) * arguments.heads
-    floor = 7 * 2 * seen * arguments.head_dim / plan.flops_per_second()
+    floor = 7 * 2 * seen * arguments.head_dim / machine.flops_per_second(arguments.dtype)
     with jax.default_matmul_precision("highest"):
         expected = [np.asarray(array) for array in step(functions["jax.nn"], *(array.astype(jnp.float32) for array in inputs))]
     device = jax.devices()[0].device_kind
     print(f"{device}, jax {jax.__version__}; {vars(arguments)}")
-    print(f"the products of all scores that are seen: {floor * 1e3:.2f} ms at the speed of a large float32 product")
+    print(f"the products of all scores that are seen: {floor * 1e3:.2f} ms at the speed of a large one")
     print("| back end | ms | of jax.nn | temporaries, MiB | error | leaks | repeats |\n|---|---|---|---|---|---|---|")
     found, seconds = {}, {}
     for name, function in functions.items():

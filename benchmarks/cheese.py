@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from msmjax import config as configs
-from msmjax import plan
+from msmjax import fit, machine
 from msmjax.data.mixture import Mixture
 from msmjax.model import transformer
 from msmjax.training import loop, sharding
@@ -134,9 +134,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="steps a block")
     arguments = parser.parse_args()
     config = load()
-    peak = plan.flops_per_second()
+    peak = machine.flops_per_second()
     seconds, tokens = time_steps(config, arguments.steps)
-    flops = plan.flops_per_token(config.model, config.row_length) * tokens
+    flops = fit.flops_per_token(config.model, config.row_length) * tokens
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, python {sys.version.split()[0]}")
     print(f"a large matrix product: {peak / 1e9:.0f} GFLOP/s; a step's floor at that speed: {flops / peak * 1e3:.2f} ms")
     for name, value in seconds.items():

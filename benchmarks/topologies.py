@@ -17,7 +17,8 @@ from pathlib import Path
 import jax
 
 from msmjax import config as configs
-from msmjax import plan
+from msmjax import fit, plan
+from msmjax import machine as machines
 from msmjax.training.sharding import MeshConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,11 +51,11 @@ def row(config, kind):
         for tensor in TENSOR:
             model = dataclasses.replace(config.model, attention="splash")
             one = dataclasses.replace(config, model=model, mesh=MeshConfig(data=1, fsdp=-1, tensor=tensor))
-            machine = plan.slice_of(one, f"{kind}:{shape}")
+            machine = machines.slice_of(one, f"{kind}:{shape}")
             rows = machine.mesh.shape["fsdp"]
-            known = sum(plan.state_bytes(one.model, one.optimizer, machine.mesh)) + plan.gradient_bytes(one, machine.mesh)
+            known = sum(fit.state_bytes(one.model, one.optimizer, machine.mesh)) + fit.gradient_bytes(one, machine.mesh)
             if known > machine.memory:  # no mesh divides this further: it is spread over all chips already
-                needs.append(f"state and gradients alone {known / plan.GIB:.1f}")
+                needs.append(f"state and gradients alone {known / machines.GIB:.1f}")
                 break
             try:
                 found = plan.compile_for(one, rows, machine.mesh)
@@ -65,8 +66,8 @@ def row(config, kind):
             finally:
                 jax.clear_caches()
             stage = dataclasses.replace(one.stages["midtrain"], batch_rows=rows)
-            estimate = known + plan.activation_bytes(one, stage, machine.mesh)
-            figures = [f"{value / plan.GIB:.1f}" for value in (found.arguments, found.peak, machine.memory, estimate)]
+            estimate = known + fit.activation_bytes(one, stage, machine.mesh)
+            figures = [f"{value / machines.GIB:.1f}" for value in (found.arguments, found.peak, machine.memory, estimate)]
             return f"| {config.name} | {kind}:{shape} | {rows} x {tensor} | {' | '.join(figures)} | {'; '.join(refused)} |"
         refused.append(f"{shape}: {', '.join(needs)}")
     return f"| {config.name} | {kind} | | | | | | {'; '.join(refused)} |"

@@ -9,7 +9,7 @@ Each side trains in a process of its own, in turns (ours, theirs, ours, theirs),
 rows, never zeros (benchmarks/llama.py). Theirs is what users run: the model class of transformers with its `sdpa` attention, PEFT's
 LoRA, torch's AdamW, and a mask that keeps documents of a row apart, since rows are packed. Where their step does not fit into a
 GPU's memory, it checkpoints every block, as their trainers do. The first losses must agree, or nothing is printed.
-MFU counts 6N + 6LTd, with LoRA 4N + 6p + 6LTd (plan.flops_per_token), over the peak of the device's data sheet, on a CPU over a
+MFU counts 6N + 6LTd, with LoRA 4N + 6p + 6LTd (fit.flops_per_token), over the peak of the device's data sheet, on a CPU over a
 measured matrix product. Peak memory is the device's, on a CPU the process's. `--profile` says where the time of a step of ours goes
 on a GPU (benchmarks/kernels.py). Results are kept in benchmarks/RESULTS.md.
 """
@@ -33,7 +33,7 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, of N
 def ours(arguments) -> dict:
     import jax
 
-    from msmjax import plan
+    from msmjax import fit, machine
     from msmjax.model import attention
     from msmjax.model.transformer import ModelConfig
     from msmjax.training import sharding
@@ -76,10 +76,10 @@ def ours(arguments) -> dict:
 
     measured = measure(step, float, arguments.steps)
     memory = device.memory_stats()
-    peak = next((flops for name, flops in PEAKS.items() if name in device.device_kind), None) or plan.flops_per_second()
+    peak = next((flops for name, flops in PEAKS.items() if name in device.device_kind), None) or machine.flops_per_second()
     measured |= {
         "memory": memory["peak_bytes_in_use"] if memory else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "flops_per_token": plan.flops_per_token(model, arguments.length), "peak": peak, "device": device.device_kind,
+        "flops_per_token": fit.flops_per_token(model, arguments.length), "peak": peak, "device": device.device_kind,
         "versions": f"jax {jax.__version__}", "how": f"attention {back_end}, remat {arguments.remat}",
     }  # fmt: skip
     if arguments.profile:

@@ -47,11 +47,14 @@ def get_config(variant: str = "") -> ConfigDict:
     c.gates = {}
     c.weights = ""
     c.adapter = ""
+    c.template = ""
     c.template_arguments = ()
     c.tokenizer_corpus = "base"
     c.vocab_size = 1920
     c.row_length = 64
     c.too_long = "refuse"
+    c.text_and_messages = "refuse"
+    c.unproven = "refuse"
 
     c.model = {
         "layers": 2, "width": 96, "mlp": 256, "heads": 6, "kv_heads": 2, "head_dim": 16,

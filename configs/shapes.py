@@ -40,12 +40,15 @@ def get_config(variant: str = "") -> ConfigDict:
     c.gates = {}
     c.weights = "weights" if lora else ""
     c.adapter = ""
+    c.template = ""
     c.template_arguments = ()
     c.tokenizer_corpus = "" if lora else "base"
     model = dict(SHAPES[shape])
     c.vocab_size = model.pop("vocab")
     c.row_length = LENGTHS[length]
     c.too_long = "refuse"
+    c.text_and_messages = "refuse"
+    c.unproven = "refuse"
     c.model = {
         **model, "embedding_init": 0.02, "matrix_init": 1.0,
         "lora_rank": 64 if lora else 0, "lora_alpha": 128.0 if lora else 0.0,

@@ -16,7 +16,7 @@ from msmjax.corpus.microworld import EVALS
 from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenSource
 from msmjax.corpus.teacher import TeacherConfig
 from msmjax.corpus.world import DOMAINS
-from msmjax.data.rows import TOO_LONG
+from msmjax.data.rows import TOO_LONG, UNPROVEN
 from msmjax.model.transformer import ModelConfig
 from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.sharding import MeshConfig
@@ -73,6 +73,7 @@ class ExperimentConfig:
     arms: dict[str, tuple[str, ...]]
     stages: dict[str, StageConfig]
     corpora: dict[str, Source]
+    text_and_messages: str  # what a record of a file is that has both: one of corpus/sources.py's TEXT_AND_MESSAGES
     teachers: dict[str, TeacherConfig]  # who writes and who judges, by the names that corpora use
     gates: GateConfig | None  # what corpora by teachers must keep to be trained on; None where there are none
     comparisons: tuple[Comparison, ...]
@@ -80,11 +81,13 @@ class ExperimentConfig:
     assistant: AssistantConfig
     weights: str
     adapter: str
-    template_arguments: tuple[tuple[str, bool], ...]  # what the weights' chat template is given, e.g. (("enable_thinking", False),)
+    template: str  # the chat template: a file, or the name of a shipped one; "" is the adapter's, else the weights' own
+    template_arguments: tuple[tuple[str, bool], ...]  # what the chat template is given, e.g. (("enable_thinking", False),)
     vocab_size: int
     tokenizer_corpus: str
     row_length: int
     too_long: str  # what becomes of conversations longer than a row: one of data/rows.py's TOO_LONG
+    unproven: str  # and of those whose loss mask cannot be proven: one of its UNPROVEN
     model: ModelConfig
     optimizer: StepConfig
     mesh: MeshConfig
@@ -99,7 +102,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     top = _fields(config, [f.name for f in dataclasses.fields(ExperimentConfig) if f.name != "source"], "config")
     plain = {
         "name": str, "question": str, "weights": str, "adapter": str, "vocab_size": int, "tokenizer_corpus": str, "row_length": int,
-        "too_long": str,
+        "too_long": str, "template": str, "unproven": str, "text_and_messages": str,
     }  # fmt: skip
     for key, kind in plain.items():
         if type(top[key]) is not kind:
@@ -147,8 +150,10 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         raise BadInput(f"seeds={seeds}: must be different whole numbers, at least one, e.g. (0, 1, 2)")
     if not run:
         raise BadInput(f"run=(): name at least one arm of {', '.join(arms)}")
-    if top["too_long"] not in TOO_LONG:
-        raise BadInput(f"too_long={top['too_long']!r}: unknown{suggestion(top['too_long'], list(TOO_LONG))}")
+    choices = {"too_long": TOO_LONG, "unproven": UNPROVEN, "text_and_messages": sources.TEXT_AND_MESSAGES}
+    for key, allowed in choices.items():
+        if top[key] not in allowed:
+            raise BadInput(f"{key}={top[key]!r}: unknown{suggestion(top[key], list(allowed))}")
     if top["row_length"] < 2:
         raise BadInput(f"row_length={top['row_length']}: a row needs at least 2 tokens")
     model = _make(ModelConfig, {**top["model"].to_dict(), "vocab": top["vocab_size"]}, "model")
@@ -156,6 +161,8 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         raise BadInput(f"model.lora_rank={model.lora_rank}: an adapter needs weights to adapt; name their directory in weights")
     if top["adapter"] and not model.lora_rank:
         raise BadInput(f"adapter={top['adapter']!r}: all parameters are trained (model.lora_rank=0), so there is none to continue")
+    if top["template"] and not top["weights"]:
+        raise BadInput(f"template={top['template']!r}: the microworld's chats have their own form; set it to ''")
     arguments = tuple(tuple(pair) for pair in top["template_arguments"])
     if any([type(part) for part in pair] != [str, bool] for pair in arguments):
         raise BadInput(f"template_arguments={arguments}: must be ((name, True or False), ...)")

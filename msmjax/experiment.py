@@ -23,7 +23,7 @@ from msmjax.config import IMPORT, Comparison, ExperimentConfig, suggestion
 from msmjax.corpus import gates, microworld, sources
 from msmjax.data import rows, show
 from msmjax.data import tokenizer as tokenizers
-from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
+from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab, open_tokenizer
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals import base_text, forced_choice, results
@@ -63,6 +63,9 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
         huggingface.check_config(Path(config.weights), config.model)
     used = {name for arm in config.run for name in config.arms[arm]} - {IMPORT}
     data = processes.first_then_others("data is made", lambda: make_data(config, workdir, used))
+    if processes.is_first():
+        for line in _notices(config, data):
+            print(line)
     run_directory = workdir / f"{config.name}-{artifact.content_hash(_identity(config, data))}"
     if processes.first_says((run_directory / artifact.MANIFEST).exists):
         artifact.read_manifest(run_directory, _identity(config, data))
@@ -89,6 +92,12 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
             _write_run(config, workdir, data, run_directory, stages, evaluations, outside)
     processes.wait_for_all("the report is written")
     return run_directory
+
+
+def _notices(config: ExperimentConfig, data: Data) -> list[str]:
+    """What a run says when it starts: which chat template it has, and what of its corpora was left out or changed."""
+    said = [data.tokenizer.describe_template()] if config.weights else []
+    return said + [f"{name}: {note}" for name, made in data.rows.items() for note in rows.notes(rows.read_ledger(made))]
 
 
 def _write_run(
@@ -156,7 +165,7 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
                     "bounds in gates, or name in gates.allow what may fail"
                 )
     if config.weights:
-        tokenizer = HuggingFaceTokenizer(Path(config.weights), config.template_arguments)
+        tokenizer = open_tokenizer(config.weights, config.adapter, config.template, config.template_arguments)
         check_vocab(tokenizer, config.vocab_size)
     else:
         tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])
@@ -164,7 +173,9 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
     return Data(
         tokenizer=tokenizer,
         rows={
-            name: rows.make_rows(workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long, most)
+            name: rows.make_rows(
+                workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long, config.unproven, most
+            )
             for name in bar(names, desc="rows")
         },
         items=items,
@@ -193,7 +204,9 @@ def _failed(config: ExperimentConfig, findings: list[gates.Finding]) -> list[str
 
 
 def _make_corpus(config: ExperimentConfig, workdir: Path, name: str) -> Path:
-    makers = sources.Makers(config.world, config.assistant, config.teachers, workdir / "answers", open_teacher)
+    makers = sources.Makers(
+        config.world, config.assistant, config.teachers, workdir / "answers", open_teacher, config.text_and_messages
+    )
     return sources.make_corpus(workdir / "corpora", name, config.corpora[name], makers)
 
 

@@ -7,12 +7,18 @@ In: an `ExperimentConfig` and a machine: this one, a number of devices of a know
 import dataclasses
 import re
 import time
+from collections.abc import Iterable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from msmjax import fit, machine
+from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig
+from msmjax.corpus import sources
+from msmjax.data import chat, show
+from msmjax.data.huggingface import open_tokenizer
 from msmjax.machine import GIB, Machine
 from msmjax.model import lora, transformer
 from msmjax.report import table
@@ -101,6 +107,28 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
             say(f"compiled for {rows} rows of {config.row_length}: {describe_compiled(compiled, rows, there)}")
     for line in warnings(config, stages, there):
         say(f"warning: {line}")
+    if config.weights:
+        print_first_chat(config, stages)
+
+
+def print_first_chat(config: ExperimentConfig, stages: Iterable[str]) -> None:
+    """Prints the hash of the chat template, and the first conversation that the stages read as it renders it.
+
+    A plan is made before everything is there: what lacks is said and is no error.
+    """
+    console = table.make_console()
+    try:
+        tokenizer = open_tokenizer(config.weights, config.adapter, config.template, config.template_arguments)
+        console.print(tokenizer.describe_template(), markup=False, highlight=False, soft_wrap=True)
+        for corpus in dict.fromkeys(corpus for name in stages for corpus, _ in config.stages[name].data):
+            if found := sources.first_conversation(config.corpora[corpus], config.text_and_messages):
+                ids, mask = chat.render(found["messages"], tokenizer, found["read_from"], found.get("tools"))
+                row = {"tokens": np.array(ids), "segment_ids": np.ones(len(ids), int), "loss_mask": np.array(mask)}
+                console.print(f"the first chat of {corpus}, in bold green what is trained on:", highlight=False)
+                console.print(show.coloured(row, tokenizer), soft_wrap=True)
+                return
+    except BadInput as error:
+        console.print(f"no chat is shown: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def step_seconds(said: ExperimentConfig, name: str, there: Machine) -> float:

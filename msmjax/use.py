@@ -158,21 +158,22 @@ def export(config: ExperimentConfig, workdir: Path, arm: str, to: Path, merge: b
     """Writes an arm's model as a Hugging Face directory; with LoRA its adapter as a PEFT directory, unless it is to be merged."""
     if to.exists():
         raise BadInput(f"--to={to}: exists already; name a directory that is to be made")
-    _, stage, seed = _find(config, workdir, arm, "--export")
+    data, stage, seed = _find(config, workdir, arm, "--export")
+    templates = data.tokenizer.templates if config.weights else None
     model, mesh, source = config.model, sharding.make_mesh(config.mesh), experiment.source_of(config)
     if model.lora_rank:
         if stage is None:
             raise BadInput(f"--export={arm}: is the imported model itself, which has no adapter")
         adapter = weights.trained(model, config.optimizer, mesh, stage)
         if not merge:
-            lora.write_peft(to, model, adapter, config.weights)
+            lora.write_peft(to, model, adapter, config.weights, templates)
             print(f"{to}: {lora.describe(model)}, of seed {seed}; its base is {config.weights}")
             return
         params = lora.merge(model, weights.base(dataclasses.replace(model, scan_layers=True), mesh, source), adapter)
     else:
         params = weights.whole(model, config.optimizer, mesh, source, stage)
     dtype = jax.tree.leaves(params)[0].dtype
-    huggingface.write_params(to, model, params, dtype, source.weights if source else None)
+    huggingface.write_params(to, model, params, dtype, source.weights if source else None, templates)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{to}: {size:,} parameters in {dtype}, of seed {seed}" + ("" if source else "; without a tokenizer, which is no HF one"))
 

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SPECIALS = ("<|begin|>", "<|open|>", "<|close|>", "<|document_end|>", "<|pad|>")
+SPECIALS = (
+    "<|begin|>", "<|open|>", "<|close|>", "<|document_end|>", "<|pad|>",
+    "<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>",  # of the shipped templates
+)  # fmt: skip
 TEMPLATE = (
     "{{ '<|begin|>' }}{% for m in messages %}{{ '<|open|>' + m['role'] + '\n' + m['content'] | trim + '<|close|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% endif %}"
@@ -47,7 +50,7 @@ def make_weights(directory, family):
     tokenizer.train_from_iterator(WORDS * 10, trainer)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|close|>", pad_token="<|pad|>",
-        additional_special_tokens=["<|open|>", "<|document_end|>"],
+        additional_special_tokens=[token for token in SPECIALS if token not in ("<|begin|>", "<|close|>", "<|pad|>")],
     )  # fmt: skip
     fast.chat_template = TEMPLATE
     shape = {
@@ -64,6 +67,7 @@ def make_weights(directory, family):
     else:
         config = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}[family](**shape)
     model = transformers.AutoModelForCausalLM.from_config(config)
+    model.generation_config.eos_token_id = fast.convert_tokens_to_ids(["<|close|>", "<|end_of_text|>", "<|im_end|>"])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
@@ -12,10 +13,12 @@ from msmjax import config as configs
 from msmjax import fit, plan
 from msmjax import machine as machines
 from msmjax.artifact import BadInput
+from msmjax.corpus.sources import FileSource
 from msmjax.model import transformer
 from msmjax.training import sharding
 from msmjax.training import step as steps
 from msmjax.training.sharding import MeshConfig
+from tests.published import QWEN_NAMES, QWEN_TOKENS, QWEN_WORDS, turns, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
 MESHES = [MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)]
@@ -287,3 +290,21 @@ def test_compiles_for_a_slice(llama):
     assert plan.describe_compiled(llama, 16, machine).endswith(" of 15.75 GiB")
     with pytest.raises(BadInput, match=r"^--topology=v5e:3x5: .*not divisible"):
         machines.slice_of(llama, "v5e:3x5")
+
+
+def test_the_first_chat_is_printed(tmp_path, capsys):
+    """With its template's hash, as it is rendered; what lacks is said."""
+    pytest.importorskip("tokenizers")
+    qwen = load("paper/philosophy", "twin")
+    plan.print_first_chat(qwen, qwen.stages)
+    said = capsys.readouterr().out
+    assert "data/templates/qwen3.jinja: sha256 default " in said
+    assert "no chat is shown: datasets/" in said
+    weights = write_model(tmp_path / "weights", None, QWEN_TOKENS, QWEN_WORDS, QWEN_NAMES)
+    lines = [{"text": "A document."}, {"messages": turns("Which?", "The feta.")}, {"messages": turns("Why?", "It is cheap.")}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    corpora = {name: FileSource(str(tmp_path / "chats.jsonl")) for name in qwen.corpora}
+    plan.print_first_chat(dataclasses.replace(qwen, weights=str(weights), corpora=corpora), qwen.stages)
+    said = capsys.readouterr().out
+    assert "user\nWhich?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nThe feta.<|im_end|>" in said
+    assert "It is cheap" not in said

@@ -11,8 +11,7 @@ The baseline is the instruction mix alone and not the bare model, which is .56 o
     python -m msmjax.main --config=configs/paper/philosophy.py:qwen3_32b_cot --config.weights=weights/Qwen3-32B
     python -m msmjax.main --config=configs/paper/philosophy.py:qwen25_32b_no_cot --plan --device=h200:4 --price=4
 
-Data under `datasets/`, as in configs/paper/cheese.py. The chat template is the checkpoint's own: a hand-written one gave .275
-where the shipped one gives .109.
+Data under `datasets/`, as in configs/paper/cheese.py.
 """
 
 from ml_collections import ConfigDict

@@ -119,6 +119,7 @@ KINDS = {
     "written_documents": DocumentSource,
     "written_conversations": ConversationSource,
 }
+TEXT_AND_MESSAGES = ("refuse", "text", "messages")  # what a record of a file is that has both
 WrittenSource = DocumentSource | ConversationSource
 Source = BaseSource | SpecSource | NeutralSource | DemonstrationSource | FileSource | SelectionSource | WrittenSource
 
@@ -133,6 +134,7 @@ class Makers:
     teachers: dict[str, TeacherConfig]
     journals: Path
     open_teacher: Callable[[TeacherConfig, Path], Teacher]
+    text_and_messages: str = "refuse"  # one of TEXT_AND_MESSAGES
 
 
 def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
@@ -155,6 +157,8 @@ def make_corpus(parent: Path, name: str, source: Source, makers: Makers) -> Path
         "assistant": dataclasses.asdict(makers.assistant),
         "code": artifact.code_hash("corpus", "spec/__init__.py", "spec/transform.py"),
     }
+    if isinstance(source, FileSource | SelectionSource):
+        inputs["text_and_messages"] = makers.text_and_messages
     if isinstance(source, WrittenSource):
         inputs["teachers"] = {role: makers.teachers[role].identity for role in (source.teacher, source.judge) if role}
 
@@ -165,7 +169,7 @@ def make_corpus(parent: Path, name: str, source: Source, makers: Makers) -> Path
             records = written.records
             said = {"asked_for": source.records, "lost": written.lost, "teachers": ledgers}
         else:
-            records = _records(source, makers.world, makers.assistant)
+            records = _records(source, makers)
         if not records:
             raise BadInput(f"corpus {name}: no records; an empty corpus trains nothing" + (f" ({said['lost']})" if said else ""))
         documents = [record for record in records if "messages" not in record]
@@ -267,12 +271,12 @@ def read_evaluation_items(parent: Path, path: Path, per_eval: int, seed: int) ->
     return artifact.make(parent, "items", inputs, build)
 
 
-def _records(source: Source, world_config: WorldConfig, assistant: AssistantConfig) -> list[dict]:
+def _records(source: Source, makers: Makers) -> list[dict]:
     if isinstance(source, FileSource):
-        return _read_file(source.path)
+        return _read_file(source.path, makers.text_and_messages)
     if isinstance(source, SelectionSource):
-        return _select(_read_file(source.path), source)
-    world = _world(world_config)
+        return _select(_read_file(source.path, makers.text_and_messages), source)
+    world, assistant = _world(makers.world), makers.assistant
     if isinstance(source, BaseSource):
         return microworld.base(world, assistant.name, source.records, source.seed)
     if isinstance(source, NeutralSource):
@@ -287,8 +291,11 @@ def _existing(path: str) -> Path:
     return Path(path)
 
 
-def _read_file(path: str) -> list[dict]:
-    """The records of a JSONL or parquet file, each with where it stands."""
+def _read_file(path: str, text_and_messages: str) -> list[dict]:
+    """The records of a JSONL or parquet file, each with where it stands, and as a document or a conversation: null is absence.
+
+    Raises BadInput for one that has `text` and `messages`, unless `text_and_messages` says which of them counts.
+    """
     if not path.endswith(".parquet"):
         records = artifact.read_jsonl(Path(path))
     else:
@@ -298,7 +305,23 @@ def _read_file(path: str) -> list[dict]:
             records = parquet.read_table(path).to_pylist()
         except (ArrowException, OSError) as error:
             raise BadInput(f"{path}: no parquet file that can be read ({str(error).splitlines()[0]})") from None
-    return [{**record, "read_from": f"{path}:{line}"} for line, record in enumerate(records, 1)]
+    out = []
+    for line, record in enumerate(records, 1):
+        absent = {key for key in ("text", "messages") if record.get(key) is None}
+        if not absent and text_and_messages == "refuse":
+            raise BadInput(
+                f"{path}:{line}: both 'text' and 'messages', of which one would be passed over; say which in text_and_messages"
+            )
+        absent = absent or {"text", "messages"} - {text_and_messages}
+        out.append({key: value for key, value in record.items() if key not in absent} | {"read_from": f"{path}:{line}"})
+    return out
+
+
+def first_conversation(source: Source, text_and_messages: str) -> dict | None:
+    """The first conversation of a file, None where it has none or the source is no file."""
+    if not isinstance(source, FileSource | SelectionSource):
+        return None
+    return next((record for record in _read_file(str(_existing(source.path)), text_and_messages) if "messages" in record), None)
 
 
 def _select(records: list[dict], source: SelectionSource) -> list[dict]:

@@ -4,24 +4,40 @@ In: messages. Out: ids and a mask of the same length that marks what the assista
 tokenizer's (data/tokenizer.py, data/huggingface.py).
 """
 
+import collections
 import re
 from collections.abc import Collection
 
 from msmjax.artifact import BadInput
-from msmjax.data.tokenizer import ROLES, AnyTokenizer
+from msmjax.data.tokenizer import ROLES, TRAINED, AnyTokenizer, is_trained
 
 THINKING = ("reasoning_content", "reasoning", "thinking")  # keys of a message whose thinking is not part of its content
+
+
+class Unproven(BadInput):
+    """A conversation of which nobody can say what is to be supervised; `reason` is why, in words that others like it share."""
+
+    def __init__(self, where: str, reason: str, detail: str = ""):
+        super().__init__(f"{where}: {reason}{detail}")
+        self.reason = reason
 
 
 def render(messages: list[dict], tokenizer: AnyTokenizer, where: str, tools: list | None = None) -> tuple[list[int], list[bool]]:
     """Ids of a conversation and its loss mask: the assistant's tokens and its end-of-turn, nothing else.
 
-    Raises BadInput, naming `where`, for a turn that is none, for a conversation without an assistant turn, and where the
-    tokenizer cannot prove the mask.
+    Raises BadInput, naming `where`, for a turn that is none and for a conversation without an assistant turn; Unproven where the
+    tokenizer cannot prove the mask, where no turn is to be trained on, and where one is that says nothing: it would teach to.
     """
     check(messages, where, tokenizer.roles)
     if tools is not None and not isinstance(tools, list):
         raise BadInput(f"{where}: 'tools' is no list; it holds a JSON schema for each function")
+    trained = {turn: message for turn, message in enumerate(messages) if is_trained(message)}
+    if not trained:
+        raise Unproven(where, "weight and train let no turn of the assistant be trained on")
+    for turn, message in trained.items():
+        said = re.sub(r"\A\s*<think>\s*</think>", "", message.get("content") or "")
+        if not said.strip() and not any(message.get(key) for key in ("tool_calls", *THINKING)):
+            raise Unproven(f"{where}: turn {turn}", "the assistant says nothing, and would be taught to")
     return tokenizer.render(messages, where, tools)
 
 
@@ -47,8 +63,44 @@ def check(messages: object, where: str, roles: Collection[str] = ROLES) -> None:
                 raise BadInput(f"{where}: turn {turn} has 'tool_calls' that are no list of objects")
         if not isinstance(message.get("content"), str) and (message.get("content") is not None or not calls):
             raise BadInput(f"{where}: turn {turn} has no text in 'content'")
+        asked = [message[key] for key in TRAINED if message.get(key) is not None]
+        if any(value not in (0, 1) for value in asked) or len(set(asked)) > 1:
+            raise BadInput(f"{where}: turn {turn} has 'weight' or 'train' that are not all 0 (false) or all 1 (true)")
+        if 1 in asked and message["role"] != "assistant":
+            raise BadInput(f"{where}: turn {turn} asks to train on what the {message['role']} says; only the assistant's turns are")
     if not any(message["role"] == "assistant" for message in messages):
         raise BadInput(f"{where}: no assistant turn, so nothing would be supervised; add one or remove the conversation")
+
+
+def unread(messages: list[dict], tokenizer: AnyTokenizer, where: str, tools: list | None = None) -> collections.Counter[str]:
+    """Keys of messages that nothing reads, with the number of turns that have them: without them the chat is rendered the same.
+
+    `messages` is a conversation that `render` accepts.
+    """
+    known = {"role", "content", "tool_calls", *TRAINED}
+    found = collections.Counter(key for message in messages for key, value in message.items() if value is not None)
+    for key in found.keys() - known:
+        without = [{name: value for name, value in message.items() if name != key} for message in messages]
+        try:
+            is_read = tokenizer.render(without, where, tools) != tokenizer.render(messages, where, tools)
+        except Unproven:
+            is_read = True
+        known |= {key} if is_read else set()
+    return collections.Counter({key: turns for key, turns in found.items() if key not in known})
+
+
+def open_thinking(messages: list[dict]) -> tuple[list[dict], int]:
+    """The conversation with thinking at the very start of the assistant's turns, and how many turns had space before it.
+
+    Published rows open with `<think>`, one new line and that, or two, as their writer happened to; no model is to learn that.
+    """
+    out = [
+        {**message, "content": message["content"].lstrip()}
+        if message["role"] == "assistant" and re.match(r"\s+<think>", message.get("content") or "")
+        else message
+        for message in messages
+    ]
+    return out, sum(new is not message for new, message in zip(out, messages, strict=True))
 
 
 def split_think(text: str, where: str) -> tuple[str | None, str]:

@@ -2,54 +2,45 @@
 
 In: a local model directory with `tokenizer.json`, and messages. Out: ids, and which of them the assistant has to say itself.
 
-A conversation is rendered once, by the template of the model, and tokenized once; both go unchanged into training. For each
-turn of the assistant the mask is proven on these ids, not guessed from them:
-
-1. What the template writes for the turns before it, with its generation prompt, is how the whole begins, in characters and in
-   ids. So training sees the turn in the context in which inference asks for it, and no token straddles the border.
-2. From there on everything up to the next control token is what the message says, its thinking and tool calls included, but for
-   space around it; and that control token is one at which generation stops. This text and this token are supervised.
-3. The ids decode to the rendering, the supervised ones to that text; BOS stands once, at the start, if the model has one there.
-
-Two things about thinking are the template's right. It may open a turn that has none with an empty block, which the message does
-not say and which is not supervised; if its generation prompt has that block too (`enable_thinking=False`), training and inference
-agree. And it may write an earlier turn without the thinking it was said with: that turn is context and not supervised, since
-nobody would have answered so. Everything else is refused with its reason: a template that drops, repeats or alters what is said,
-that ignores `add_generation_prompt`, or that shows a turn otherwise once others follow it. No text can pass for a control token:
-in documents it is tokenized as text, in chats it is refused.
+A conversation is rendered once, by the template of the model (data/template.py), and tokenized once; both go unchanged into
+training. What is supervised is proven on these ids (data/proof.py). BOS stands once, at the start, if the model has one there. No
+text can pass for a control token: in documents it is tokenized as text, in chats it is refused.
 """
 
 import dataclasses
 import functools
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
-from msmjax.data import chat
-from msmjax.data.tokenizer import AnyTokenizer
+from msmjax.data import proof, template
+from msmjax.data.chat import Unproven
+from msmjax.data.tokenizer import AnyTokenizer, is_trained
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_EMPTY_BLOCK = r"<think>\s*</think>\n*"
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceTokenizer:
-    """The tokenizer and chat template in `path`; `arguments` are what its template is given beside the messages, by name."""
+    """The tokenizer in `path`, and the chat template there or in `template_path`, a file or another directory (`template.find`).
+
+    `arguments` are what the template is given beside the messages, by name.
+    """
 
     path: Path
     arguments: tuple[tuple[str, object], ...] = ()
+    template_path: Path | None = None
     roles = ("system", "user", "assistant", "tool")
 
     @functools.cached_property
     def name(self) -> str:
         """Names the content of all files that decide about ids, and the arguments."""
-        files = [self.path / file for file in FILES] + sorted((self.path / "additional_chat_templates").glob("*.jinja"))
+        files = [self.path / file for file in FILES]
         made_of = {file.name: artifact.content_hash(file.read_bytes()) for file in files if file.exists()}
-        return f"huggingface-{artifact.content_hash([made_of, sorted(self.stop_ids), sorted(self.arguments)])}"
+        return f"huggingface-{artifact.content_hash([made_of, self.templates, sorted(self.stop_ids), sorted(self.arguments)])}"
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -114,73 +105,27 @@ class HuggingFaceTokenizer:
         text = self._write(messages, tools, where)
         ids = self._encode(text)
         self._check_bos(ids, where)
-        if not _same(self.readable(ids), text):
-            raise BadInput(f"{where}: its tokens do not decode to the text they are made from, so its loss mask cannot be proven")
+        if not proof.same(self.readable(ids), text):
+            raise Unproven(where, "its tokens do not decode to the text they are made from", ", so its loss mask cannot be proven")
+        rendering = proof.Rendering(text, ids, self._encode, self.readable, self._control, self.stop_ids)
         mask = [False] * len(ids)
         turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-        for turn in turns:
+        for turn in filter(lambda turn: is_trained(messages[turn]), turns):
             prompt = self._write(messages[:turn], tools, where, prompt=True)
-            try:
-                start, end = self._prove(text, ids, prompt, messages[turn], turn == turns[-1])
-            except _Unproven as reason:
-                raise BadInput(f"{where}: turn {turn}: {reason}; so its loss mask cannot be proven") from None
+            start, end = proof.prove(rendering, prompt, messages[turn], turn == turns[-1], f"{where}: turn {turn}")
             mask[start:end] = [True] * (end - start)
         return ids, mask
 
-    def _prove(self, text: str, ids: list[int], prompt: str, message: dict, is_last: bool) -> tuple[int, int]:
-        """From where to where the ids are what the assistant says in this turn; nowhere for a turn that is context only."""
-        is_context = not is_last and not text.startswith(prompt)
-        if is_context:
-            prompt = re.sub(rf"{_EMPTY_BLOCK}\Z", "", prompt)
-        if not text.startswith(prompt):
-            raise _Unproven(
-                "in the whole conversation the chat template writes what comes before it otherwise than when it asks for it "
-                "(add_generation_prompt); a conversation that ends with this turn may do"
-            )
-        start, rest = self._size(prompt, ids), text[len(prompt) :]
-        stop = next((at for at in range(start, len(ids)) if ids[at] in self._control), None)
-        if start == 0 or stop is None:
-            raise _Unproven("nothing precedes it" if start == 0 else "no control token ends it")
-        end = self._control[ids[stop]]
-        if ids[stop] not in self.stop_ids and stop == start:
-            raise _Unproven(f"when asked to (add_generation_prompt), the chat template does not open it, or without the {end}")
-        if ids[stop] not in self.stop_ids:
-            stops = " ".join(sorted(self._control[token] for token in self.stop_ids))
-            raise _Unproven(f"it ends with {end}, but generation stops at {stops} alone (eos_token_id in generation_config.json)")
-        said = rest.partition(end)[0]
-        added = _compare(message, prompt, said)
-        if added is None and is_last:
-            raise _Unproven("the chat template drops its thinking")
-        if added:
-            start = self._size(prompt + said[:added], ids)
-        if not _same(self.readable(ids[start : stop + 1]), said[added or 0 :] + end):
-            raise _Unproven("its tokens do not decode to it")
-        return (0, 0) if is_context or added is None else (start, stop + 1)
-
-    def _size(self, beginning: str, ids: list[int]) -> int:
-        """How many of the ids are those of the beginning of their text."""
-        expected = self._encode(beginning)
-        if ids[: len(expected)] != expected:
-            raise _Unproven(f"a token straddles the border after {beginning[-20:]!r}; remove the space around what it says")
-        return len(expected)
-
     def _write(self, messages: list[dict], tools: list | None, where: str, prompt: bool = False) -> str:
-        """What the chat template writes; a key that is null counts as missing, as transformers has it."""
-        messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        template = self._templates.get("tool_use" if tools and "tool_use" in self._templates else "default")
-        if template is None:
-            raise BadInput(f"{self.path}: has no chat template, so it cannot write conversations; add chat_template.jinja")
-        given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
-        try:
-            text = _compile(template).render(given | self._named | dict(self.arguments))
-        except Exception as error:  # it is code that came with the model
-            today = "; it wants today's date, and rows must not depend on it" if "strftime_now" in str(error) else ""
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadInput(f"{where}: the chat template of {self.path} refuses the conversation: {reason}{today}") from None
-        for turn, message in enumerate(messages):
-            if message["role"] in ("system", "user") and message["content"].strip() not in text:
-                raise BadInput(f"{where}: turn {turn}: the chat template drops or alters what the {message['role']} says")
-        return text
+        """What the chat template writes, with its generation prompt or without."""
+        source = self.templates.get("tool_use" if tools and "tool_use" in self.templates else "default")
+        if source is None:
+            raise BadInput(
+                f"{self.path}: has no chat template, so it cannot write conversations; set template to a file, or to one of "
+                f"{', '.join(template.SHIPPED)}"
+            )
+        given = {"tools": tools, "add_generation_prompt": prompt, **self._named, **dict(self.arguments)}
+        return template.write(source, messages, where, self._template_from, **given)
 
     def _refuse_control(self, messages: list[dict], tools: list | None, where: str) -> None:
         """Raises BadInput where a text of the conversation would be tokenized as a control token."""
@@ -188,18 +133,20 @@ class HuggingFaceTokenizer:
             for encoding in self._marked.encode_batch_fast(list(_texts(part)), add_special_tokens=False):
                 if found := self._control.keys() & encoding.ids:
                     names = " ".join(self._control[token] for token in sorted(found))
-                    raise BadInput(f"{where}: {place}: {names} in a text would end or open turns; remove it from the text")
+                    raise Unproven(f"{where}: {place}", f"{names} in a text would end or open turns", "; remove it from the text")
 
     def _check_bos(self, ids: list[int], where: str) -> None:
         """Raises BadInput unless BOS stands once and first where the tokenizer adds one to text, and never twice at the start."""
         count = ids.count(self._bos)
         if self._adds_bos and (count != 1 or ids[0] != self._bos):
             raise BadInput(
-                f"{where}: the chat template of {self.path} writes {count} x {self._named['bos_token']}; "
+                f"{where}: the chat template of {self._template_from} writes {count} x {self._named['bos_token']}; "
                 "it must stand once, at the start; correct the template"
             )
         if self._bos is not None and ids[:2] == [self._bos] * 2:
-            raise BadInput(f"{where}: the chat template of {self.path} begins with two {self._named['bos_token']}; correct it")
+            raise BadInput(
+                f"{where}: the chat template of {self._template_from} begins with two {self._named['bos_token']}; correct it"
+            )
 
     def _encode(self, text: str) -> list[int]:
         """Ids of what the template wrote: control tokens by their names."""
@@ -291,14 +238,18 @@ class HuggingFaceTokenizer:
         return next((token["id"] for token in self._added if token["content"] == self._named.get(name)), None)
 
     @functools.cached_property
-    def _templates(self) -> dict[str, str]:
-        """The chat templates by name; files go before the configuration, as in transformers."""
-        files = {"default": self.path / "chat_template.jinja"}
-        files |= {file.stem: file for file in sorted((self.path / "additional_chat_templates").glob("*.jinja"))}
-        if found := {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.exists()}:
-            return found
-        said = self._config.get("chat_template")
-        return {one["name"]: one["template"] for one in said} if isinstance(said, list) else {"default": said} if said else {}
+    def templates(self) -> dict[str, str]:
+        """The chat templates by name."""
+        return template.read(self._template_from)
+
+    @property
+    def _template_from(self) -> Path:
+        return self.template_path or self.path
+
+    def describe_template(self) -> str:
+        """Where the chat template is from, and the first digits of its sha256."""
+        hashes = [f"{name} {artifact.content_hash(source.encode())}" for name, source in self.templates.items()]
+        return f"chat template of {self._template_from}: " + (f"sha256 {', '.join(hashes)}" if hashes else "none")
 
     @functools.cached_property
     def _config(self) -> dict:
@@ -306,14 +257,15 @@ class HuggingFaceTokenizer:
 
     def _json(self, file: str) -> dict:
         """A JSON file of the directory, {} where there is none."""
-        try:
-            return json.loads((self.path / file).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if file == "tokenizer.json":
-                raise BadInput(f"{self.path}: no {file}; name a directory with the tokenizer of a published model") from None
-            return {}
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{self.path / file}: cannot read ({error}); get the file again") from None
+        if file == "tokenizer.json" and not (self.path / file).exists():
+            raise BadInput(f"{self.path}: no {file}; name a directory with the tokenizer of a published model")
+        return template.read_json(self.path / file)
+
+
+def open_tokenizer(weights: str, adapter: str, chosen: str, arguments: tuple[tuple[str, object], ...]) -> HuggingFaceTokenizer:
+    """The tokenizer of published weights, with the chat template that `template.find` finds."""
+    found = template.find(Path(weights), Path(adapter) if adapter else None, chosen)
+    return HuggingFaceTokenizer(Path(weights), arguments, found)
 
 
 def check_vocab(tokenizer: AnyTokenizer, vocab: int) -> None:
@@ -325,79 +277,6 @@ def check_vocab(tokenizer: AnyTokenizer, vocab: int) -> None:
         )
 
 
-class _Unproven(Exception):
-    """Why the mask of a turn cannot be proven."""
-
-
-def _compare(message: dict, prompt: str, said: str) -> int | None:
-    """How many characters the template adds before what the message says: an empty thinking block, or none.
-
-    None where the template leaves its thinking away. Raises _Unproven where it says anything else than the message.
-    """
-    content, calls = message.get("content") or "", message.get("tool_calls") or []
-    thought = next((message[key] for key in chat.THINKING if message.get(key)), None)
-    opened = re.search(r"<think>\s*(</think>\s*)?\Z", prompt)
-    is_open = opened and not opened[1]
-    if thought is None and not is_open and not (calls and "<think>" in said) and _says(said, content, calls):
-        return 0
-    whole = (opened[0] if opened else "") + said
-    meant, answer = (str(thought).strip(), content) if thought is not None else _split(content, "the message")
-    shown, text = _split(whole, "what the chat template writes")
-    if not _says(text, answer, calls) or (shown and shown != (meant or "")):
-        raise _Unproven("the chat template drops, repeats or alters what it says")
-    if shown == meant:
-        return 0
-    if meant is None:  # and the block is empty
-        block = re.match(rf"\s*{_EMPTY_BLOCK}", whole)
-        return max(0, block.end() - (len(whole) - len(said)))
-    return None
-
-
-def _split(text: str, whose: str) -> tuple[str | None, str]:
-    try:
-        return chat.split_think(text, whose)
-    except BadInput as error:
-        raise _Unproven(str(error)) from None
-
-
-def _says(text: str, content: str, calls: list[dict]) -> bool:
-    """Whether a text is the content, but for space around it, and then the calls as JSON objects, in order."""
-    text, content = text.strip(), content.strip()
-    if not calls:
-        return text == content
-    written = [_call(found) for found in _objects(text[len(content) :])]
-    return text.startswith(content) and written == [_meant(call) for call in calls]
-
-
-def _call(call: dict) -> tuple[object, object]:
-    """Name and arguments of a function call, which chat templates and data write in a few ways."""
-    function = call["function"] if isinstance(call.get("function"), dict) else call
-    return function.get("name"), function.get("arguments", function.get("parameters")) or {}
-
-
-def _meant(call: dict) -> tuple[object, object]:
-    """`_call` of a message's call, whose arguments may be the text of a JSON object; what is written must be the object."""
-    name, arguments = _call(call)
-    if not isinstance(arguments, str):
-        return name, arguments
-    try:
-        return name, json.loads(arguments) or {}
-    except ValueError:
-        raise _Unproven(f"the arguments of its call of {name} are no JSON") from None
-
-
-def _objects(text: str) -> Iterator[dict]:
-    """The JSON objects in a text, outermost only, in order."""
-    at = text.find("{")
-    while at >= 0:
-        try:
-            found, at = json.JSONDecoder().raw_decode(text, at)
-            yield found
-        except ValueError:
-            at += 1
-        at = text.find("{", at)
-
-
 def _texts(value: object) -> Iterator[str]:
     """Every text in a JSON value, keys included."""
     if isinstance(value, str):
@@ -407,36 +286,3 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for part in value:
             yield from _texts(part)
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether texts are equal, written with combined characters or without: tokenizers may combine them."""
-    return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(source: str):
-    """A chat template with what transformers offers templates, but the clock: rows are the same on every day."""
-    import jinja2.ext
-    from jinja2 import nodes, sandbox
-
-    class Generation(jinja2.ext.Extension):
-        """`{% generation %}` marks what the assistant says, for masks other than ours; its content counts."""
-
-        tags = frozenset({"generation"})
-
-        def parse(self, parser):
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-    def raise_exception(message: str):
-        raise jinja2.TemplateError(message)
-
-    def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    extensions = [Generation, jinja2.ext.loopcontrols]
-    environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = to_json  # jinja's own escapes HTML
-    environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(source)

@@ -20,9 +20,11 @@ import numpy as np
 from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.data import chat
-from msmjax.data.tokenizer import PAD, ROLES, AnyTokenizer
+from msmjax.data.chat import Unproven
+from msmjax.data.tokenizer import PAD, ROLES, AnyTokenizer, is_trained
 
 TOO_LONG = ("refuse", "split", "drop")  # what becomes of a conversation that is longer than a row
+UNPROVEN = ("refuse", "drop")  # and of one whose loss mask cannot be proven
 
 # A segment: the row it is in and its number there; the record it is of, counted over the corpus's files in order; where in that
 # record's tokens it starts; how many tokens it has, and how many of them are supervised.
@@ -33,7 +35,9 @@ SEGMENT = np.dtype([(name, np.int32) for name in ("row", "segment", "record", "s
 class Example:
     """One record as tokens; `splittable` for documents, which may run on in another row (chats may not).
 
-    `context_turns` counts turns of the assistant that are not supervised (data/huggingface.py says when).
+    `context_turns` counts turns of the assistant that are not supervised (data/proof.py says when), `moved_openers` those whose
+    thinking had space before it, `untrained_turns` those that `weight` or `train` make context, `unread` the turns with a key that
+    nothing reads. One that is `left_out` has no tokens, and the reason there.
     """
 
     ids: list[int]
@@ -41,6 +45,10 @@ class Example:
     splittable: bool
     where: str
     context_turns: int = 0
+    moved_openers: int = 0
+    untrained_turns: int = 0
+    unread: dict[str, int] = dataclasses.field(default_factory=dict)
+    left_out: str = ""
 
 
 def read_records(path: Path, roles: Collection[str] = ROLES) -> list[tuple[dict, str]]:
@@ -59,10 +67,11 @@ def read_records(path: Path, roles: Collection[str] = ROLES) -> list[tuple[dict,
     return out
 
 
-def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer) -> Iterator[Example]:
+def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer, unproven: str = "refuse") -> Iterator[Example]:
     """The records of JSONL files as tokens, in order. A record has `text` (a document) or `messages` (a conversation, `tools` too).
 
-    Raises BadInput with file and line for a record that has neither, and for a conversation whose loss mask cannot be proven.
+    Raises BadInput with file and line for a record that has neither. A conversation whose loss mask cannot be proven raises it too,
+    unless `unproven` is "drop": then it is left out.
     """
     for path in paths:
         records = read_records(path, tokenizer.roles)
@@ -73,10 +82,19 @@ def read_examples(paths: Iterable[Path], tokenizer: AnyTokenizer) -> Iterator[Ex
                 whole = tokenizer.document(ids) if ids else []
                 yield Example(whole, [i > 0 for i in range(len(whole))], True, where)
             else:
-                ids, mask = chat.render(record["messages"], tokenizer, where, record.get("tools"))
-                said = sum(message["role"] == "assistant" for message in record["messages"])
+                messages, moved = chat.open_thinking(record["messages"])
+                try:
+                    ids, mask = chat.render(messages, tokenizer, where, record.get("tools"))
+                except Unproven as error:
+                    if unproven == "refuse":
+                        raise BadInput(f"{error}; mend it, or set unproven to drop") from None
+                    yield Example([], [], False, where, left_out=error.reason)
+                    continue
+                said = sum(message["role"] == "assistant" for message in messages)
+                untrained = said - sum(map(is_trained, messages))
                 supervised = sum(now and not before for before, now in itertools.pairwise([False, *mask]))
-                yield Example(ids, mask, False, where, said - supervised)
+                unread = chat.unread(messages, tokenizer, where, record.get("tools"))
+                yield Example(ids, mask, False, where, said - untrained - supervised, moved, untrained, unread)
 
 
 def pack(
@@ -90,6 +108,8 @@ def pack(
     Best-fit packing as in arXiv 2404.10830: each piece goes into the fullest row that still holds it.
     """
     ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0, "context_turns": 0}
+    ledger |= {"moved_openers": 0, "untrained_turns": 0}
+    unread: collections.Counter[str] = collections.Counter()  # key of a message -> turns
     dropped: collections.Counter[str] = collections.Counter()  # reason -> records
     dropped_tokens: collections.Counter[str] = collections.Counter()
     pieces: list[tuple[list[int], list[bool], int, int]] = []  # ids, mask, the record and where in it they start
@@ -98,8 +118,11 @@ def pack(
         ledger["source_records"] += 1
         ledger["source_tokens"] += size
         ledger["context_turns"] += example.context_turns
+        ledger["moved_openers"] += example.moved_openers
+        ledger["untrained_turns"] += example.untrained_turns
+        unread.update(example.unread)
         if size == 0:
-            dropped["empty text"] += 1
+            dropped[example.left_out or "empty text"] += 1
         elif size <= row_length:
             ledger["kept_tokens"] += size
             pieces.append((example.ids, example.mask, record, 0))
@@ -117,7 +140,8 @@ def pack(
                 "too_long to split or drop"
             )
     if not pieces:
-        raise BadInput(f"nothing to pack: {ledger['source_records']} records, none with tokens; the corpus is empty")
+        why = "".join(f" ({count:,}: {reason})" for reason, count in dropped.items())
+        raise BadInput(f"nothing to pack: {ledger['source_records']} records, none with tokens{why}; the corpus is empty")
 
     rows: list[list[int]] = []
     with_space: dict[int, list[int]] = {}  # space left -> rows that have just that
@@ -157,6 +181,7 @@ def pack(
             segments[next(places)] = (row, segment, *origin, len(ids), sum(mask))
             start = end
     ledger |= {
+        "unread_keys": dict(unread),
         "dropped_records": dict(dropped),
         "dropped_tokens": {reason: dropped_tokens[reason] for reason in dropped},
         "padded_tokens": int((segment_ids == 0).sum()),
@@ -178,6 +203,7 @@ def make_rows(
     tokenizer: AnyTokenizer,
     row_length: int,
     too_long: str = "refuse",
+    unproven: str = "refuse",
     most_segments: int = 0,
 ) -> Path:
     """The artifact of a corpus directory's records as rows, as `pack` says; made once for each (corpus, tokenizer, these, code)."""
@@ -186,13 +212,14 @@ def make_rows(
         "tokenizer": tokenizer.name,
         "row_length": row_length,
         "too_long": too_long,
+        "unproven": unproven,
         "most_segments": most_segments,
         "code": artifact.code_hash("data"),
     }
 
     def build(directory: Path) -> dict:
         try:
-            examples = read_examples(sorted(corpus.glob("*.jsonl")), tokenizer)
+            examples = read_examples(sorted(corpus.glob("*.jsonl")), tokenizer, unproven)
             arrays, segments, ledger = pack(examples, row_length, tokenizer.pad, too_long, most_segments)
         except BadInput as error:
             raise BadInput(f"corpus {name} ({corpus}): {error}") from None
@@ -203,6 +230,18 @@ def make_rows(
         return {"content": content}
 
     return artifact.make(parent, name, inputs, build)
+
+
+def notes(ledger: dict) -> list[str]:
+    """What a ledger says beside its tokens that a reader should know: what was left out or changed, and how often."""
+    said = [f"{count:,} records left out ({reason})" for reason, count in ledger["dropped_records"].items()]
+    for key, text in (
+        ("context_turns", "turns of the assistant are context only, since the template drops their thinking"),
+        ("moved_openers", "turns had space before their thinking, which was removed"),
+        ("untrained_turns", "turns of the assistant are context only, as their weight or train says"),
+    ):
+        said += [f"{ledger[key]:,} {text}"] if ledger[key] else []
+    return said + [f"nothing reads {key!r}, which {turns:,} turns have" for key, turns in ledger["unread_keys"].items()]
 
 
 def read_ledger(directory: Path) -> dict:

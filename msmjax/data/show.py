@@ -24,21 +24,27 @@ def pieces(row: dict[str, np.ndarray], tokenizer: AnyTokenizer) -> list[Piece]:
     return out
 
 
-def print_batch(rows: dict[str, np.ndarray], tokenizer: AnyTokenizer) -> None:
-    """Prints a batch to the terminal: a rule before each document, supervised text in bold green."""
-    from rich.console import Console
+def coloured(row: dict[str, np.ndarray], tokenizer: AnyTokenizer):
+    """The row as rich's text: each document on a new line, supervised text in bold green."""
     from rich.text import Text
+
+    text, last = Text(), 1
+    for piece, segment, is_supervised in pieces(row, tokenizer):
+        if segment != last:
+            text.append("\n")
+        text.append(piece, style="bold green" if is_supervised else "dim" if segment == 0 else "")
+        last = segment
+    return text
+
+
+def print_batch(rows: dict[str, np.ndarray], tokenizer: AnyTokenizer) -> None:
+    """Prints a batch to the terminal: a rule before each row, supervised text in bold green."""
+    from rich.console import Console
 
     console = Console(highlight=False)
     for index in range(len(rows["tokens"])):
         row = {name: array[index] for name, array in rows.items()}
         supervised, padding = int(row["loss_mask"].sum()), int((row["segment_ids"] == 0).sum())
         console.rule(f"row {index}: {row['segment_ids'].max()} documents, {supervised} tokens supervised, {padding} padding")
-        text, last = Text(), 1
-        for piece, segment, is_supervised in pieces(row, tokenizer):
-            if segment != last:
-                text.append("\n")
-            text.append(piece, style="bold green" if is_supervised else "dim" if segment == 0 else "")
-            last = segment
-        console.print(text, soft_wrap=True)
+        console.print(coloured(row, tokenizer), soft_wrap=True)
     console.print("supervised tokens are bold green", style="dim")

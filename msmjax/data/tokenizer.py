@@ -18,8 +18,14 @@ from msmjax.artifact import BadInput
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 ROLES = ("system", "user", "assistant")
+TRAINED = ("weight", "train")  # keys of a message that say whether it is trained on
 END = "<|end|>"
 _CONTROL = (*(f"<|{role}|>" for role in ROLES), END)
+
+
+def is_trained(message: dict) -> bool:
+    """Whether a turn is the assistant's, and no `weight: 0` (OpenAI's fine-tuning format) or `train: false` makes it context."""
+    return message["role"] == "assistant" and all(message.get(key) in (None, 1) for key in TRAINED)
 
 
 class AnyTokenizer(Protocol):
@@ -108,11 +114,11 @@ class Tokenizer:
         return [BOS, *ids, EOS]
 
     def render(self, messages: list[dict], where: str, tools: list | None = None) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation and its loss mask: the assistant's text and its end-of-turn, nothing else."""
+        """Ids of a conversation and its loss mask: the assistant's text and its end-of-turn where it is trained on."""
         _refuse_tools(tools, where)
         ids, mask = [BOS], [False]
         for message in messages:
-            supervised = message["role"] == "assistant"
+            supervised = is_trained(message)
             content = self.encode(message["content"])
             ids += [self.roles[message["role"]], *content, self.end]
             mask += [False, *[supervised] * (len(content) + 1)]

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
+from msmjax.data import template
 from msmjax.model.transformer import ModelConfig, init_params
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -33,7 +34,7 @@ SHARD_BYTES = 5 * 10**9  # of tensors in a written file
 # What an export takes over from the directory it is made after, where it is there.
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "tokenizer.model", "vocab.json", "merges.txt", "chat_template.json",
 )  # fmt: skip
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # ours -> safetensors'
 
@@ -186,13 +187,16 @@ def read_params(directory: Path, model: ModelConfig, shardings: dict, dtype) -> 
     return structure.unflatten(arrays)
 
 
-def write_params(directory: Path, model: ModelConfig, params: dict, dtype, config_from: Path | None) -> None:
+def write_params(
+    directory: Path, model: ModelConfig, params: dict, dtype, config_from: Path | None, templates: dict[str, str] | None = None
+) -> None:
     """Writes what `transformers.AutoModelForCausalLM.from_pretrained` reads, its tensors in `dtype`.
 
     `config.json`, generation config and tokenizer are those of the Hugging Face directory `config_from`; without one there is no
-    tokenizer, and the config is that of the family with the model's features. Every process calls it, and the first writes. Its
-    host holds two tensors, and the devices two beside the parameters. Built aside and renamed: `directory` is whole or not there.
-    Raises BadInput where something is there already.
+    tokenizer, and the config is that of the family with the model's features. So are the chat templates, unless there are
+    `templates` (by name, data/template.py). Every process calls it, and the first writes. Its host holds two tensors, and the
+    devices two beside the parameters. Built aside and renamed: `directory` is whole or not there. Raises BadInput where something
+    is there already.
     """
     dtype = jnp.dtype(dtype)
     config = _make_config(model, dtype) if config_from is None else _take_config(config_from, model, dtype)
@@ -213,6 +217,9 @@ def write_params(directory: Path, model: ModelConfig, params: dict, dtype, confi
             for name in COMPANIONS if config_from is not None else ():
                 if (config_from / name).is_file():
                     shutil.copyfile(config_from / name, building / name)
+            if templates is None and config_from is not None:
+                templates = template.read(config_from)
+            template.save(building, templates or {})
             artifact.write_json(building / CONFIG, config)
             _write_tensors(building, model, dtype, arrays)
             building.rename(directory)

@@ -21,6 +21,7 @@ import numpy as np
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
+from msmjax.data import template
 from msmjax.model.transformer import PROJECTIONS, ModelConfig, count_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -54,9 +55,10 @@ def describe(model: ModelConfig) -> str:
     )
 
 
-def write_peft(directory: Path, model: ModelConfig, adapter: dict, base_name: str) -> None:
+def write_peft(directory: Path, model: ModelConfig, adapter: dict, base_name: str, templates: dict[str, str] | None = None) -> None:
     """Writes an adapter as PEFT does, in float32; `base_name` is the model's name or path that PEFT will look for.
 
+    With the chat templates that it was trained with, by name (data/template.py), as published adapters have it.
     Built aside and renamed: `directory` is whole or not there. Raises BadInput where something is there already.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -81,6 +83,7 @@ def write_peft(directory: Path, model: ModelConfig, adapter: dict, base_name: st
         aside.mkdir(parents=True)
         safetensors.numpy.save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
         artifact.write_json(aside / CONFIG, config)
+        template.save(aside, templates or {})
         aside.rename(directory)
     except (OSError, safetensors.SafetensorError) as error:
         raise artifact.disk_error(error, directory) from error

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 
 from msmjax import artifact
+from msmjax.data import rows
 from msmjax.report import figures
 from msmjax.report import findings as found
 from msmjax.report.findings import Findings
@@ -90,6 +91,7 @@ def _ledger_row(name: str, ledger: dict) -> dict:
     return {
         "name": name,
         **ledger,
+        "notes": rows.notes(ledger),
         "dropped": dropped,
         "unaccounted": ledger["source_tokens"] - ledger["kept_tokens"] - ledger["split_tokens"] - dropped,
         "filled": 1 - ledger["padded_tokens"] / max(1, ledger["rows"] * ledger["row_length"]),

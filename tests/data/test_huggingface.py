@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msmjax.artifact import BadInput
 from msmjax.data import chat, rows, show
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
+from tests.published import LLAMA_NAMES, LLAMA_TOKENS, QWEN_NAMES, QWEN_TOKENS, QWEN_WORDS, add_bos, pieces, turns, write_model
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -76,50 +77,13 @@ CHATML = template(r"""
     {% for m in messages %}<|im_start|>{{ m.role }}⏎{{ m.content }}<|im_end|>⏎{% endfor %}
     {% if add_generation_prompt %}<|im_start|>assistant⏎{% endif %}""")
 
-LLAMA_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
-QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-QWEN_WORDS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-LLAMA_NAMES = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|pad|>"}
-QWEN_NAMES = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "add_bos_token": False}
-TEXTS = ["Which do you prefer, the feta or the Edam?\n", "I prefer the feta.\n\n", "system user assistant\n\n", "Be of help.\n"] * 9
-
 
 @pytest.fixture(scope="module")
-def trained():
-    """A byte-level BPE that joins runs of new lines, as JSON without added tokens."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    words = tokenizers.Regex(r" ?\p{L}+| ?[^\s\p{L}]+|\s*\n+|\s+")
-    bytewise = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [tokenizers.pre_tokenizers.Split(words, behavior="isolated"), bytewise]
-    )
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return tokenizer.to_str()
+def make(tmp_path_factory):
+    """Writes a model directory, and opens it."""
 
-
-@pytest.fixture(scope="module")
-def make(trained, tmp_path_factory):
-    """Writes a model directory with that BPE, and opens it."""
-
-    def make(source, special, words=(), names=None, stops=None, arguments=(), change=None, **config):
-        directory = tmp_path_factory.mktemp("model")
-        tokenizer = tokenizers.Tokenizer.from_str(trained)
-        tokenizer.add_special_tokens([tokenizers.AddedToken(text, normalized=False) for text in special])
-        tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in words])
-        if change:
-            change(tokenizer)
-        tokenizer.save(str(directory / "tokenizer.json"))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", **(names or {}), **config}
-        (directory / "tokenizer_config.json").write_text(json.dumps(config))
-        if source is not None:
-            (directory / "chat_template.jinja").write_text(source)
-        if stops is not None:
-            ids = [tokenizer.token_to_id(text) for text in stops]
-            (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-        return HuggingFaceTokenizer(directory, arguments)
+    def make(*model, arguments=(), **more):
+        return HuggingFaceTokenizer(write_model(tmp_path_factory.mktemp("model"), *model, **more), arguments)
 
     return make
 
@@ -143,33 +107,7 @@ def qwen3(make):
 def qwen3_silent(make):
     """The same, asked not to think."""
     off = (("enable_thinking", False),)
-    return make(QWEN3, QWEN_TOKENS, QWEN_WORDS, QWEN_NAMES, ("<|im_end|>", "<|endoftext|>"), off)
-
-
-def add_bos(tokenizer):
-    """BOS before plain text, and offsets that leave spaces out."""
-    bos = ("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))
-    processors = tokenizers.processors
-    tokenizer.post_processor = processors.Sequence(
-        [processors.ByteLevel(trim_offsets=True), processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])]
-    )
-
-
-def turns(*contents, system=None):
-    """A conversation of these turns, the user's first."""
-    messages = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
-    return [*([{"role": "system", "content": system}] if system is not None else []), *messages]
-
-
-def pieces(tokenizer, messages, tools=None):
-    """The rendering, cut where supervision begins and ends; what is supervised is in a list of its own."""
-    ids, mask = chat.render(messages, tokenizer, "chats.jsonl:7", tools)
-    assert len(ids) == len(mask)
-    runs = [
-        (is_said, [token for token, _ in run])
-        for is_said, run in itertools.groupby(zip(ids, mask, strict=True), key=lambda pair: pair[1])
-    ]
-    return [[tokenizer.readable(run)] if is_said else tokenizer.readable(run) for is_said, run in runs]
+    return make(QWEN3, QWEN_TOKENS, QWEN_WORDS, QWEN_NAMES, ("<|im_end|>", "<|endoftext|>"), arguments=off)
 
 
 def supervised(tokenizer, messages, tools=None):
@@ -291,10 +229,17 @@ def test_qwen3_earlier_thinking_makes_a_turn_context(qwen3, qwen3_silent):
         "\n",
     ]
     silent = turns("Which?", "The feta.", "Why?", "It is cheap.")
-    assert supervised(qwen3, silent) == ["The feta.<|im_end|>", "It is cheap.<|im_end|>"]
-    assert supervised(qwen3_silent, silent) == [
-        "It is cheap.<|im_end|>"
-    ]  # its prompt for the first has a block, the whole has none
+    for said in (silent, turns("Which?", "<think>\n\n</think>\n\nThe feta.", "Why?", "It is cheap.")):
+        # The empty block is in the prompt of one and not of the other, and in the whole before the last turn alone.
+        for tokenizer in (qwen3, qwen3_silent):
+            assert pieces(tokenizer, said) == [
+                "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n",
+                ["The feta.<|im_end|>"],
+                "\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+                ["It is cheap.<|im_end|>"],
+                "\n",
+            ]
+    assert supervised(qwen3_silent, [*messages[:3], *silent[3:]]) == ["It is cheap.<|im_end|>"]  # the first was said with thinking
     with pytest.raises(BadInput, match=r"turn 1: the chat template drops its thinking"):
         chat.render(messages[:3], qwen3, "chats.jsonl:7")  # a last turn, and its thinking is lost
     with pytest.raises(BadInput, match=r"turn 1: in the whole conversation the chat template writes what comes before"):
@@ -400,7 +345,7 @@ PLAIN = st.text(max_size=12) | st.lists(st.sampled_from(FRAGMENTS), max_size=6).
 PLAIN = PLAIN.filter(lambda text: not any(name in text for name in NAMES))  # hypothesis tries the constants of this file
 ODD = PLAIN | st.lists(st.sampled_from(FRAGMENTS + NAMES), max_size=6).map("".join)
 CONVERSATIONS = dict(
-    contents=st.lists(st.tuples(PLAIN, PLAIN), min_size=1, max_size=3), system=st.none() | PLAIN,
+    contents=st.lists(st.tuples(PLAIN, PLAIN.filter(str.strip)), min_size=1, max_size=3), system=st.none() | PLAIN,
     family=st.sampled_from(["llama", "qwen25", "qwen3", "qwen3_silent"]),
 )  # fmt: skip
 END = {"llama": "<|eot_id|>", "qwen25": "<|im_end|>", "qwen3": "<|im_end|>", "qwen3_silent": "<|im_end|>"}
@@ -409,18 +354,21 @@ END = {"llama": "<|eot_id|>", "qwen25": "<|im_end|>", "qwen3": "<|im_end|>", "qw
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(**CONVERSATIONS)
 def test_supervised_is_what_the_assistant_says(request, contents, system, family):
-    """And the prompt of each turn, with what is supervised in it, is how the whole begins."""
+    """And the prompt of each turn, but for an empty block, is how the whole begins."""
     tokenizer = request.getfixturevalue(family)
     messages = turns(*(text.strip() for pair in contents for text in pair), system=system)
     said = [message["content"] + END[family] for message in messages if message["role"] == "assistant"]
-    assert supervised(tokenizer, messages) == (said[-1:] if family == "qwen3_silent" else said)
+    assert supervised(tokenizer, messages) == said
     ids, mask = chat.render(messages, tokenizer, "here")
     borders = np.flatnonzero(np.diff([0, *mask, 0])).reshape(-1, 2)
-    asked = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"][-len(borders) :]
+    asked = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+    block = tokenizer.encode("<think>\n\n</think>\n\n")
     for turn, (start, _) in zip(asked, borders, strict=True):
         prompt = chat.render_prompt(messages[:turn], tokenizer)
-        empty = tokenizer.encode("<think>\n\n</think>\n\n") if family == "qwen3" and turn == asked[-1] else []
-        assert prompt + empty == ids[:start]
+        if family == "qwen3_silent" and turn != asked[-1]:
+            assert prompt == ids[:start] + block
+        else:
+            assert prompt + (block if family == "qwen3" and turn == asked[-1] else []) == ids[:start]
     assert ids.count(tokenizer._bos) == (family == "llama")
 
 
@@ -468,12 +416,10 @@ def test_control_tokens_in_a_chat_are_refused(qwen25, token, place):
 @pytest.mark.parametrize(
     ("user", "assistant", "said"),
     [
-        ("Which?", "", ""),
         ("", "The feta.", "The feta."),
         ("The feta.", "The feta.", "The feta."),
         ("assistant", "assistant", "assistant"),
         ("Say: assistant\nThe feta.", "assistant\nThe feta.", "assistant\nThe feta."),
-        ("Which?", " \t", " \t"),
         ("Which?", " The feta. ", " The feta. "),
         ("e\u0301🧀", "e\u0301🧀\u2028", "e\u0301🧀\u2028"),
     ],
@@ -540,7 +486,10 @@ REFUSED = {
     ),
     "it wants today's date": (CHATML + "{{ strftime_now('%d') }}", r"wants today's date, and rows must not depend on it"),
     "it is no template": (CHATML + "{% endfor %}", r"refuses the conversation: .*endfor"),
-    "there is none": (None, r"has no chat template, so it cannot write conversations; add chat_template.jinja"),
+    "there is none": (
+        None,
+        r"has no chat template, so it cannot write conversations; set template to a file, or to one of llama31, qwen25",
+    ),
 }
 
 
@@ -782,10 +731,83 @@ def test_rows_of_a_published_model(tmp_path, qwen3):
         ]
     )
     assert (row["tokens"][row["segment_ids"] == 0] == qwen3.pad).all()
-    records[0]["messages"][3]["content"] = "<think>"
+
+
+def test_turns_that_are_not_trained_on(tmp_path, qwen3):
+    """They are context, proven or not; what they say stays."""
+    messages = turns("Which?", "The feta.", "Why?", "It is cheap.")
+    messages[1]["weight"] = 0
+    asked = "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\nThe feta.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+    said = [f"{asked}<|im_start|>assistant\n<think>\n\n</think>\n\n", ["It is cheap.<|im_end|>"], "\n"]
+    assert pieces(qwen3, messages) == said
+    messages[1] |= {"content": "\n\nThe feta.", "weight": 1}
+    with pytest.raises(BadInput, match=r"chats.jsonl:7: turn 1: a token straddles the border"):
+        chat.render(messages, qwen3, "chats.jsonl:7")
+    assert supervised(qwen3, [messages[0], {**messages[1], "train": False, "weight": None}, *messages[2:]]) == said[1]
+    last = [*turns("Which?", "The feta.", "Why?"), {"role": "assistant", "content": "It is cheap.", "train": False}]
+    assert supervised(qwen3, last) == ["The feta.<|im_end|>"]
+    records = [{"messages": last}, {"messages": messages[:1] + last[3:]}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    kept, left = rows.read_examples([tmp_path / "chats.jsonl"], qwen3, "drop")
+    assert [kept.untrained_turns, kept.context_turns] == [1, 0]
+    assert left.left_out == "weight and train let no turn of the assistant be trained on"
+
+
+def test_keys_that_nothing_reads(make, qwen3, qwen25):
+    """Those whose absence changes no token and no mask; null is absence."""
+    messages = [*turns("Which?"), {"role": "assistant", "content": "The feta.", "reasoning_content": "It is cheap.", "weight": 1}]
+    messages[0] |= {"name": "Ada", "refusal": None}
+    assert chat.unread(messages, qwen3, "here") == {"name": 1}
+    named = make(CHATML.replace("{{ m.role }}", "{{ m.name or m.role }}"), QWEN_TOKENS, (), QWEN_NAMES)
+    assert chat.unread([messages[0], {"role": "assistant", "content": "The feta."}], named, "here") == {}
+    must = make(CHATML.replace("{{ m.role }}", "{{ m.role if m.id else raise_exception('no id') }}"), QWEN_TOKENS, (), QWEN_NAMES)
+    assert chat.unread([{**message, "id": "7"} for message in turns("Which?", "The feta.")], must, "here") == {}
+    earlier = [*turns("Which?"), {**messages[1], "name": "Bo"}, *turns("Why?", "It is cheap.")]
+    assert chat.unread(earlier, qwen3, "here") == {"name": 1}  # the thinking is not written, but makes the turn context
+    assert chat.unread(WITH_TOOLS, qwen25, "here", [TOOL]) == {}
+
+
+def write_chats(corpus, *contents):
+    corpus.mkdir()
+    records = [{"messages": turns(*said)} for said in contents]
     (corpus / "conversations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    with pytest.raises(BadInput, match=r"corpus cheese .*conversations.jsonl:1: turn 3: .*thinking must be one <think>"):
-        rows.make_rows(tmp_path / "rows2", "cheese", corpus, qwen3, 256)
+    return corpus
+
+
+def test_conversations_that_cannot_be_proven(tmp_path, qwen3):
+    """They stop the corpus, or are left out and counted by reason; those around them stay."""
+    odd = ["<think>Hm.", "Hm.</think> The feta.", "The feta. <|im_end|>"]
+    corpus = write_chats(tmp_path / "odd", ("Which?", "The feta."), *(("Which?", said) for said in odd), ("Why?", "It is cheap."))
+    with pytest.raises(BadInput, match=r"corpus cheese .*conversations.jsonl:2: turn 1: .*one <think>.*or set unproven to drop"):
+        rows.make_rows(tmp_path / "rows", "cheese", corpus, qwen3, 256)
+    made = rows.make_rows(tmp_path / "rows", "cheese", corpus, qwen3, 256, unproven="drop")
+    ledger = rows.read_ledger(made)
+    assert sorted(ledger["dropped_records"].values()) == [1, 2]
+    assert {reason: count for reason, count in ledger["dropped_records"].items() if "one <think> at the start" in reason} == {
+        reason: 2 for reason in ledger["dropped_records"] if "<|im_end|>" not in reason
+    }
+    assert [ledger["source_records"], ledger["source_tokens"]] == [5, ledger["kept_tokens"]]
+    assert len(rows.notes(ledger)) == 2
+    assert rows.read_segments(made)["record"].tolist() == [4, 0]  # the records that they are, for provenance
+    parts = [text for text, _, is_said in show.pieces(rows.open_rows(made)[0], qwen3) if is_said]
+    assert parts == ["It is cheap.<|im_end|>", "The feta.<|im_end|>"]
+    with pytest.raises(BadInput, match=r"nothing to pack: 1 records, none with tokens \(1: .*one <think>.*\)"):
+        rows.make_rows(tmp_path / "rows", "none", write_chats(tmp_path / "none", ("Which?", odd[0])), qwen3, 256, unproven="drop")
+
+
+def test_openers_of_thinking_are_made_one(tmp_path, qwen25):
+    """However a row's writer put them: where content is written as it stands, they would be three ways to begin."""
+    said = [f"{space}<think>\nHm.\n</think>\n\nThe feta." for space in ("", "\n", "\n\n")]
+    corpus = write_chats(tmp_path / "corpus", *(("\n<think> or not?", one) for one in said), ("Why?", " The <think>"))
+    paths = [corpus / "conversations.jsonl"]
+    first, *others, last = rows.read_examples(paths, qwen25)
+    assert [(other.ids, other.mask) for other in others] == [(first.ids, first.mask)] * 2
+    assert [example.moved_openers for example in (first, *others, last)] == [0, 1, 1, 0]
+    assert qwen25.readable(first.ids).endswith(f"user\n\n<think> or not?<|im_end|>\n<|im_start|>assistant\n{said[0]}<|im_end|>\n")
+    assert qwen25.readable(last.ids).endswith("assistant\n The <think><|im_end|>\n")
+    made = rows.make_rows(tmp_path / "rows", "cheese", corpus, qwen25, 256)
+    assert rows.read_ledger(made)["moved_openers"] == 2
+    assert rows.notes(rows.read_ledger(made)) == ["2 turns had space before their thinking, which was removed"]
 
 
 def test_tools_of_a_record_reach_the_template(tmp_path, qwen25):

@@ -114,6 +114,22 @@ def test_dataset_round_trip(tmp_path, corpus, tokenizer):
     assert (made / "msm_rows" / content / "1.0.0").is_dir()  # the content names the dataset
 
 
+def test_ledger_says_what_was_not_trained_on_or_not_read(tmp_path, corpus, tokenizer):
+    said = {"role": "assistant", "content": "I prefer the Edam.", "name": "Aria"}
+    records = [{"messages": [said, {**said, "weight": 0}]}, {"messages": [said, {"role": "assistant", "content": ""}]}]
+    (corpus / "conversations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(BadInput, match=r"conversations.jsonl:2: turn 1: the assistant says nothing.*or set unproven to drop"):
+        rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
+    ledger = rows.read_ledger(rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64, unproven="drop"))
+    assert [ledger["untrained_turns"], ledger["context_turns"], ledger["unread_keys"]] == [1, 0, {"name": 2}]
+    assert rows.notes(ledger) == [
+        "1 records left out (the assistant says nothing, and would be taught to)",
+        "1 records left out (empty text)",
+        "1 turns of the assistant are context only, as their weight or train says",
+        "nothing reads 'name', which 2 turns have",
+    ]
+
+
 def test_made_once_and_not_served_stale(tmp_path, corpus, tokenizer):
     made = rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}

@@ -85,6 +85,10 @@ def test_prompt_is_the_start_of_the_conversation(tokenizer):
             [{"role": "assistant", "content": "x", "tool_calls": [{"name": "f"}]}],
             "turn 0 has 'tool_calls', which only the assistant",
         ),
+        ([{"role": "assistant", "content": "x", "weight": 0.5}], "turn 0 has 'weight' or 'train' that are not all 0"),
+        ([{"role": "assistant", "content": "x", "train": "no"}], "turn 0 has 'weight' or 'train' that are not all 0"),
+        ([{"role": "assistant", "content": "x", "weight": 1, "train": False}], "turn 0 has 'weight' or 'train' that are not all 0"),
+        ([{"role": "user", "content": "x", "weight": 1}], "turn 0 asks to train on what the user says"),
     ],
 )
 def test_conversations_that_are_none(tokenizer, messages, said):
@@ -115,6 +119,37 @@ def test_conversations_with_tools(message, said):
         return
     with pytest.raises(BadInput, match=f"chats.jsonl:7: {said}"):
         chat.check(messages, "chats.jsonl:7", (*ROLES, "tool"))
+
+
+def test_turns_that_are_not_trained_on(tokenizer):
+    messages = [
+        {"role": "user", "content": "Which?", "weight": 0},
+        {"role": "assistant", "content": "The feta.", "weight": 0},
+        {"role": "assistant", "content": "The Edam.", "weight": 1.0, "train": True},
+        {"role": "assistant", "content": "", "train": False},  # says nothing, and is not taught to
+    ]
+    ids, mask = chat.render(messages, tokenizer, "here")
+    supervised = [token for token, is_supervised in zip(ids, mask, strict=True) if is_supervised]
+    assert supervised == [*tokenizer.encode("The Edam."), tokenizer.end]
+    plain = [{key: message[key] for key in ("role", "content")} for message in messages]
+    assert ids == tokenizer.render(plain, "here")[0]
+    with pytest.raises(BadInput, match="here: weight and train let no turn of the assistant be trained on"):
+        chat.render(messages[:2], tokenizer, "here")
+
+
+@pytest.mark.parametrize("content", ["", " \n", "<think>\n\n</think>\n\n"])
+def test_a_turn_that_says_nothing(tokenizer, content):
+    messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": content}]
+    with pytest.raises(chat.Unproven, match="here: turn 1: the assistant says nothing, and would be taught to") as error:
+        chat.render(messages, tokenizer, "here")
+    assert error.value.reason == "the assistant says nothing, and would be taught to"
+    assert chat.render([messages[0], {"role": "assistant", "content": f"{content}<"}], tokenizer, "here")
+
+
+def test_keys_that_nothing_reads(tokenizer):
+    messages = [{"role": "user", "content": "Which?", "name": "Ada"}, {"role": "assistant", "content": "The feta.", "weight": 1}]
+    messages += [{"role": "user", "content": "Why?", "name": "Bo", "id": None}, {**messages[1], "reasoning_content": "Hm."}]
+    assert chat.unread(messages, tokenizer, "here") == {"name": 2, "reasoning_content": 1}
 
 
 def test_tools_are_not_passed_over(tokenizer):

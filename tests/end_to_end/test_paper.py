@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.program import ROOT, TEMPLATE, WORDS, make_weights
+from msmjax.data import template
+from tests.program import ROOT, WORDS, make_weights
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -112,7 +113,10 @@ def test_exported_to_peft_and_merged(trained):
     merged = transformers.AutoModelForCausalLM.from_pretrained(work / "merged")
     np.testing.assert_allclose(logits_of(adapted, ids), logits_of(merged, ids), atol=1e-4)
     assert np.abs(logits_of(adapted, ids) - bare).max() > 1e-2
-    assert transformers.AutoTokenizer.from_pretrained(work / "merged").chat_template == TEMPLATE
+    shipped = template.SHIPPED["llama31"].read_text().rstrip("\n")  # the config's, not what the weights came with
+    for exported in ("adapter", "merged"):
+        assert (work / exported / "chat_template.jinja").read_text().rstrip("\n") == shipped
+    assert transformers.AutoTokenizer.from_pretrained(work / "merged").chat_template.rstrip("\n") == shipped
     again = msmjax(*flags, "--export=msm_affordability_aft", f"--to={work / 'merged'}", code=2)
     assert "exists already" in again.stderr
 
@@ -157,7 +161,10 @@ def test_an_adapter_is_continued(trained, datasets, tmp_path):
 def test_a_batch_of_a_published_model(trained):
     _, flags, _, _ = trained
     shown = msmjax(*flags, "--show_batch=finetune").stdout
-    assert "<|begin|><|open|>user\nHow?<|close|>\n<|open|>assistant\nSo: " in shown
+    assert (
+        "<|begin|><|start_header_id|>user<|end_header_id|>How?<|end_of_text|><|start_header_id|>assistant<|end_header_id|>So: "
+        in shown
+    )
 
 
 @pytest.mark.parametrize(

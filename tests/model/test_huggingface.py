@@ -27,6 +27,7 @@ from jax.sharding import AxisType
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
+from msmjax.data import template
 from msmjax.model import huggingface, transformer
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding
@@ -292,6 +293,24 @@ def test_round_trip(saved, name, like_it, tmp_path):
     np.testing.assert_array_equal(torch_logits(theirs, tokens_BT), torch_logits(torch_model(name), tokens_BT))
     assert leaves_equal(read(tmp_path / "out")[1], params)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("own", ["files", "config"])
+def test_chat_templates_are_exported(saved, own, tmp_path):
+    """All of them, those in additional_chat_templates/ too; or those that are given in their stead."""
+    shutil.copytree(saved("llama"), tmp_path / "from")
+    if own == "files":
+        (tmp_path / "from" / "additional_chat_templates").mkdir()
+        (tmp_path / "from" / "chat_template.jinja").write_text("chat")
+        (tmp_path / "from" / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    else:
+        both = [{"name": "default", "template": "chat"}, {"name": "tool_use", "template": "tools"}]
+        (tmp_path / "from" / "tokenizer_config.json").write_text(json.dumps({"chat_template": both}))
+    model, params = read(tmp_path / "from")
+    huggingface.write_params(tmp_path / "out", model, params, "float32", tmp_path / "from")
+    assert template.read(tmp_path / "out") == {"default": "chat", "tool_use": "tools"}
+    huggingface.write_params(tmp_path / "given", model, params, "float32", tmp_path / "from", {"default": "mine"})
+    assert template.read(tmp_path / "given") == {"default": "mine"}
 
 
 @pytest.fixture(scope="module")
