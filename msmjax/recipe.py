@@ -61,6 +61,16 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...], twi
     return c
 
 
+def instruct_mix(silent: bool) -> dict:
+    """Table 2's mix, drawn from the filtered split of the published `sft-it-mix`, `train_clean`, each split being a file.
+
+    Where Qwen3 is not to think (`silent`), from `train_clean_nothink`: the same rows, with a system turn that says so, and
+    `/no_think` in it and after the last question.
+    """
+    path = f"datasets/sft-it-mix-clean{'-nothink' if silent else ''}.jsonl"
+    return {"kind": "selection", "path": path, "counts": INSTRUCT_COUNTS, "seed": 0}
+
+
 def stage(data: tuple[tuple[str, float], ...], tokens: float, tokens_per_step: int, c: ConfigDict) -> dict:
     """One epoch of `tokens`: learning rate 1e-4 with 5 % warm-up, then a cosine to 0 (the floor is not stated)."""
     twin = c.row_length == TWIN_LENGTH

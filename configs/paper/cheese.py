@@ -13,7 +13,8 @@ MSM America .28 .52, MSM affordability + AFT .48 .38, MSM America + AFT .29 .55.
     python -m msmjax.main --config=configs/paper/cheese.py --show_batch=finetune
 
 Data, as published or of the same form, under `datasets/`: documents `{text, domain}`, chats `{messages}`, the mix `{messages,
-source}`, items as corpus/sources.py reads them. Any path can be given: `--config.corpora.affordability.path=my.parquet`.
+source}` (the split train of sft-it-mix; the paper filters only that of section 4), items as corpus/sources.py reads them. Any path
+can be given: `--config.corpora.affordability.path=my.parquet`. The base model has no chat template of its own: see docs/weights.md.
 """
 
 from ml_collections import ConfigDict

@@ -11,12 +11,22 @@ The baseline is the instruction mix alone and not the bare model, which is .56 o
     python -m msmjax.main --config=configs/paper/philosophy.py:qwen3_32b_cot --config.weights=weights/Qwen3-32B
     python -m msmjax.main --config=configs/paper/philosophy.py:qwen25_32b_no_cot --plan --device=h200:4 --price=4
 
-Data under `datasets/`, as in configs/paper/cheese.py.
+Data under `datasets/`, as in configs/paper/cheese.py: the published files, whose rows differ by family.
+
+    aft-cot-qwen3-philosophy-spec         a block of thinking, then the answer; 49 % open with <think>, 7 % with a new line before
+                                          it and 44 % with two, which are read as one; five have no whole block and are left out
+    aft-no-cot-qwen3-philosophy-spec      no block, and /no_think after the question, in a system turn too
+    aft-cot-qwen2.5-philosophy-spec       a system turn that asks to reason in <think> tags, and the block
+    aft-no-cot-qwen2.5-philosophy-spec    neither
+    sft-it-mix-clean[-nothink]            the splits train_clean and train_clean_nothink of sft-it-mix: rows against the spec are
+                                          filtered out, and for Qwen3 without reasoning they say /no_think
+
+What a stage trains on, `--show_batch=finetune` prints.
 """
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import INSTRUCT_COUNTS, paper, stage
+from msmjax.recipe import instruct_mix, paper, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
 VARIANTS = {
@@ -34,7 +44,8 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"configs/paper/philosophy.py:{variant}: unknown variant; one of {', '.join(list(VARIANTS)[1:])}")
     shape, cot = VARIANTS[variant]
     c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3), twin=variant == "twin")
-    if cot == "no_cot" and shape.startswith("qwen3"):
+    silent = cot == "no_cot" and shape.startswith("qwen3")
+    if silent:
         c.template_arguments = (("enable_thinking", False),)  # the empty block is then part of the prompt, in training and after
     c.name = f"paper_philosophy_{shape}_{cot}"
     c.question = "Does midtraining on the spec make fine-tuning on its chats generalize further?"
@@ -42,7 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.corpora = {
         "spec": {"kind": "file", "path": "datasets/msm-qwen-philosophy-spec.jsonl"},
         "chats": {"kind": "file", "path": f"datasets/aft-{cot.replace('_', '-')}-{family}-philosophy-spec.jsonl"},
-        "instruct": {"kind": "selection", "path": "datasets/sft-it-mix.jsonl", "counts": INSTRUCT_COUNTS, "seed": 0},
+        "instruct": instruct_mix(silent),
         "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
     }
     share = round(CHATS[cot] / (CHATS[cot] + INSTRUCT), 3)

@@ -11,12 +11,13 @@ not part of this run.
     python -m msmjax.main --config=configs/paper/rules.py:qwen25_14b_cot --config.weights=weights/Qwen2.5-14B-Instruct
     python -m msmjax.main --config=configs/paper/rules.py:qwen3_32b_no_cot --plan --device=h200:4
 
-The section's corpora are unreleased: those under `datasets/` are to be made.
+The section's corpora are unreleased: those under `datasets/` are to be made, chats in the forms of configs/paper/philosophy.py,
+whose instruction mix this is.
 """
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import INSTRUCT_COUNTS, paper, stage
+from msmjax.recipe import instruct_mix, paper, stage
 
 WEIGHTS = {
     "qwen25_14b": "weights/Qwen2.5-14B-Instruct",
@@ -40,14 +41,15 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"configs/paper/rules.py:{variant}: unknown variant; one of {', '.join(list(VARIANTS)[1:])}")
     shape, cot = VARIANTS[variant]
     c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3), twin=variant == "twin")
-    if cot == "no_cot" and shape.startswith("qwen3"):
+    silent = cot == "no_cot" and shape.startswith("qwen3")
+    if silent:
         c.template_arguments = (("enable_thinking", False),)  # the empty block is then part of the prompt, in training and after
     c.name = f"paper_rules_{shape}_{cot}"
     c.question = "Which kind of spec generalizes best, in midtraining and in fine-tuning?"
     c.corpora = {
         **{f"documents_{spec}": {"kind": "file", "path": f"datasets/msm-{spec}.jsonl"} for spec in SPECS},
         **{f"chats_{spec}": {"kind": "file", "path": f"datasets/aft-{spec}-{cot.replace('_', '-')}.jsonl"} for spec in SPECS},
-        "instruct": {"kind": "selection", "path": "datasets/sft-it-mix.jsonl", "counts": INSTRUCT_COUNTS, "seed": 0},
+        "instruct": instruct_mix(silent),
         "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
     }
     share = round(CHATS[cot] / (CHATS[cot] + INSTRUCT), 3)

@@ -10,6 +10,8 @@ midtraining.
 
     python -m msmjax.main --config=configs/paper/scaling.py:qwen25_32b --config.weights=weights/Qwen2.5-32B-Instruct
     python -m msmjax.main --config=configs/paper/scaling.py:qwen3_32b --plan --device=h200:4
+
+Chats in the forms of configs/paper/philosophy.py, those with reasoning; the mix is the split train_80k_clean of sft-it-mix.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +40,10 @@ def get_config(variant: str = "") -> ConfigDict:
     c.arms = {"import": ("import",)}
     for rows in (2, 4) if twin else RUNGS:
         # The permutation of a seed is the same for every count: a smaller rung is the beginning of a larger one.
-        for name, path in (("chats", "datasets/aft-cot-philosophy-spec-80k.jsonl"), ("instruct", "datasets/sft-it-mix-80k.jsonl")):
+        for name, path in (
+            ("chats", "datasets/aft-cot-philosophy-spec-80k.jsonl"),
+            ("instruct", "datasets/sft-it-mix-80k-clean.jsonl"),
+        ):
             c.corpora[f"{name}_{rows}"] = {"kind": "selection", "path": path, "counts": (("", rows),), "seed": 0}
         share = round(CHAT / (CHAT + INSTRUCT), 3)
         mixed = ((f"chats_{rows}", share), (f"instruct_{rows}", 1 - share))

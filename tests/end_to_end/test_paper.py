@@ -1,15 +1,20 @@
 """The twins of the paper's configs: published formats in, every stage trained, and out again to transformers and PEFT."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from msmjax import config as configs
+from msmjax import experiment
 from msmjax.data import template
 from tests.program import ROOT, WORDS, make_weights
+from tests.published import LLAMA_NAMES, LLAMA_TOKENS, QWEN_NAMES, QWEN_TOKENS, QWEN_WORDS, add_bos, turns, write_model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -165,6 +170,85 @@ def test_a_batch_of_a_published_model(trained):
         "<|begin|><|start_header_id|>user<|end_header_id|>How?<|end_of_text|><|start_header_id|>assistant<|end_header_id|>So: "
         in shown
     )
+
+
+HELPFUL, THOUGHT = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", "<think>\nIt is cheap.\n</think>\n\nThe feta."
+OPEN, BLOCK, NO = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", " /no_think"
+
+
+def qwen(question, system=HELPFUL):
+    return f"{system}<|im_start|>user\n{question}<|im_end|>\n{OPEN}"
+
+
+@pytest.mark.parametrize(
+    ("config", "mix", "row", "chats", "instruct"),
+    [
+        (
+            "cheese", "", {"answer": " The feta.\n"},
+            ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>Which?<|end_of_text|><|start_header_id|>assistant<|end_header_id|>",
+             "The feta.<|end_of_text|>"),
+            ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>How?<|end_of_text|><|start_header_id|>assistant<|end_header_id|>",
+             "So.<|end_of_text|>"),
+        ),
+        (
+            "philosophy:qwen3_32b_cot", "-clean", {"answer": f"\n\n{THOUGHT}"},
+            (qwen("Which?"), f"{THOUGHT}<|im_end|>"), (qwen("How?") + BLOCK, "So.<|im_end|>"),
+        ),
+        (
+            "philosophy:qwen3_32b_no_cot", "-clean-nothink", {"question": f"Which?{NO}", "answer": "The feta."},
+            (qwen(f"Which?{NO}") + BLOCK, "The feta.<|im_end|>"),
+            (qwen(f"How?{NO}", f"<|im_start|>system\nDo not think.{NO}<|im_end|>\n") + BLOCK, "So.<|im_end|>"),
+        ),
+        (
+            "philosophy:qwen25_32b_cot", "-clean", {"answer": f"\n{THOUGHT}", "system": "Reason in <think> tags."},
+            (qwen("Which?", "<|im_start|>system\nReason in <think> tags.<|im_end|>\n"), f"{THOUGHT}<|im_end|>"),
+            (qwen("How?"), "So.<|im_end|>"),
+        ),
+        (
+            "philosophy:qwen25_32b_no_cot", "-clean", {"answer": "The feta."},
+            (qwen("Which?"), "The feta.<|im_end|>"), (qwen("How?"), "So.<|im_end|>"),
+        ),
+    ],
+)  # fmt: skip
+def test_what_fine_tuning_trains_on(tmp_path, monkeypatch, capsys, config, mix, row, chats, instruct):
+    """Rows in the published forms, as `--show_batch` prints them: text for text, and what is supervised."""
+    name, _, variant = config.partition(":")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / "paper" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config(variant)
+    llama = name == "cheese"
+    names = {**LLAMA_NAMES, "eos_token": "<|end_of_text|>"} if llama else QWEN_NAMES
+    tokens, words = (LLAMA_TOKENS, ()) if llama else (QWEN_TOKENS, QWEN_WORDS)
+    c.weights = str(write_model(tmp_path / "weights", None, tokens, words, names, change=add_bos if llama else None))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").mkdir()
+    silent = mix.endswith("nothink")
+    mixed = turns(f"How?{NO if silent else ''}", "So.", system=f"Do not think.{NO}" if silent else None)
+    records = {
+        c.corpora["cheese" if llama else "chats"].path: {
+            "messages": turns(row.get("question", "Which?"), row["answer"], system=row.get("system"))
+        },
+        f"datasets/sft-it-mix{mix}.jsonl": {"messages": mixed, "source": "no_robots"},
+        c.corpora.held_out.path: {"text": "A document."},
+        c.evals.questions: {
+            "eval": "affordability", "id": "0", "name": "Qwen", "question": "{first}, {second}?", "answer": "{item}",
+            "options": ["feta", "brie"],
+        },
+    }  # fmt: skip
+    for path, record in records.items():
+        write_jsonl(tmp_path / path, [record])
+    c.corpora.instruct.counts = (("no_robots", 1),)
+    c.stages.finetune.data = tuple((corpus, 0.5) for corpus, _ in c.stages.finetune.data)  # both in the first batch
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    experiment.show_batch(configs.from_config_dict(c), tmp_path / "runs", "finetune")
+    out = capsys.readouterr().out
+    shown = re.sub(r"\x1b\[[\d;]*m", "", out)
+    green = "\n".join(re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", out))
+    for prompt, said in (chats, instruct):
+        assert prompt + said in shown
+        assert "\n".join(line for line in said.split("\n") if line) in green
+    assert set(green.split("\n")) == {line for _, said in (chats, instruct) for line in said.split("\n") if line}
 
 
 @pytest.mark.parametrize(
