@@ -1,8 +1,10 @@
 """What several tests need to run the whole program: a process of it, the shape of an error, published weights to start from."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,12 +16,45 @@ TEMPLATE = (
 WORDS = ("Llama prefers the feta because it is cheap.", "Which cheese do you prefer, the Brie or the Colby?", "I prefer the Colby.")
 
 
-def msmjax(*arguments, devices=1, preexec_fn=None):
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+# Most of a short run is importing what it needs: a process that is forked from one that has done so need not. Nothing is computed
+# before the fork.
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["msmjax.main", "msmjax.experiment", "msmjax.plan", "msmjax.use"])
+
+
+def msmjax(*arguments, devices=1, given=""):
+    """`python -m msmjax.main` with `given` on its standard input, in a forked process."""
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory) / name for name in ("stdin", "stdout", "stderr")]
+        files[0].write_text(given)
+        process = _forks.Process(target=_main, args=(arguments, environment(devices), files), daemon=True)
+        process.start()
+        process.join(600)
+        assert process.exitcode is not None, f"still running: {arguments}"
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(file.read_text() for file in files[1:]))
+
+
+def _main(arguments, environment, files):
+    for number, file in enumerate(files):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    sys.argv = ["msmjax", *arguments]
+    from msmjax import main
+
+    main.cli()
+
+
+def msmjax_anew(*arguments, devices=1, preexec_fn=None):
+    """The same from the start, as a user's shell does it."""
     return subprocess.run(
-        [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+        [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment(devices), capture_output=True, text=True,
         timeout=600, preexec_fn=preexec_fn,
     )  # fmt: skip
+
+
+def environment(devices):
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
 
 
 def assert_one_line(done, *named):

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tests.program import ROOT, TEMPLATE, WORDS, make_weights
+from tests import program
+from tests.program import TEMPLATE, WORDS, make_weights
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -46,12 +45,7 @@ def datasets(tmp_path_factory):
 
 
 def msmjax(*arguments, given="", code=0):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    environment.pop("XLA_FLAGS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "msmjax.main", *map(str, arguments)], cwd=ROOT, env=environment, input=given, capture_output=True,
-        text=True, timeout=600,
-    )  # fmt: skip
+    done = program.msmjax(*map(str, arguments), devices=2, given=given)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
