@@ -62,7 +62,6 @@ def start(workdir: Path, log, steps: int, pair: int | None = None, port: int = 0
     length = [f"--config.stages.{name}.steps={steps}" for name in ("pretrain", "finetune")]
     flags = [] if pair is None else [f"--coordinator=localhost:{port}", "--processes=2", f"--process={pair}"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1" if pair is None else "4"}
-    environment.pop("XLA_FLAGS", None)
     limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))) if full_disk else None
     command = [sys.executable, "-m", "msmjax.main", *COMMAND, *length, f"--workdir={workdir}", *flags]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, preexec_fn=limit)

@@ -5,11 +5,12 @@ import os
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # What tests compile takes longer than what it computes: with no optimization and the older emitters, which jax 0.11 has no more, it
-# takes a fifth of the time. Runs of the whole program (program.py) have flags of their own, and are compiled as a user's are.
+# takes a fifth of the time. Only program.py's runs of the whole program are compiled as a user's are.
 os.environ["XLA_FLAGS"] = " ".join(
     [
-        os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
+        os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0",
         *["--xla_cpu_use_fusion_emitters=false"] * importlib.metadata.version("jax").startswith("0.10."),
     ]
 )  # fmt: skip

@@ -40,8 +40,11 @@ def _main(arguments, environment, files):
     os.chdir(ROOT)
     os.environ.update(environment)
     sys.argv = ["msmjax", *arguments]
+    import jax
+
     from msmjax import main
 
+    jax.config.update("jax_num_cpu_devices", int(environment["JAX_NUM_CPU_DEVICES"]))  # read when jax was imported
     main.cli()
 
 
@@ -54,7 +57,7 @@ def msmjax_anew(*arguments, devices=1, preexec_fn=None):
 
 
 def environment(devices):
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices)}
 
 
 def assert_one_line(done, *named):

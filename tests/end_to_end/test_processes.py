@@ -25,9 +25,7 @@ LONG = (
 
 
 def environment(devices):
-    found = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
-    found.pop("XLA_FLAGS")
-    return found
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
 
 
 def start(workdir, processes, arguments):
