@@ -7,7 +7,7 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # What tests compile takes longer than what it computes: with no optimization and the older emitters, which jax 0.11 has no more, it
-# takes a fifth of the time. Only program.py's runs of the whole program are compiled as a user's are.
+# takes a fifth of the time. Runs by program.msmjax_anew are compiled as a user's are.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0",

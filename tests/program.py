@@ -27,14 +27,14 @@ def msmjax(*arguments, devices=1, given=""):
     with tempfile.TemporaryDirectory() as directory:
         files = [Path(directory) / name for name in ("stdin", "stdout", "stderr")]
         files[0].write_text(given)
-        process = _forks.Process(target=_main, args=(arguments, environment(devices), files), daemon=True)
+        process = _forks.Process(target=_main, args=(arguments, devices, dict(os.environ), files), daemon=True)
         process.start()
         process.join(600)
         assert process.exitcode is not None, f"still running: {arguments}"
         return subprocess.CompletedProcess(arguments, process.exitcode, *(file.read_text() for file in files[1:]))
 
 
-def _main(arguments, environment, files):
+def _main(arguments, devices, environment, files):
     for number, file in enumerate(files):
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
     os.chdir(ROOT)
@@ -44,20 +44,17 @@ def _main(arguments, environment, files):
 
     from msmjax import main
 
-    jax.config.update("jax_num_cpu_devices", int(environment["JAX_NUM_CPU_DEVICES"]))  # read when jax was imported
+    jax.config.update("jax_num_cpu_devices", devices)  # the variable was read when jax was imported
     main.cli()
 
 
 def msmjax_anew(*arguments, devices=1, preexec_fn=None):
-    """The same from the start, as a user's shell does it."""
+    """The same from the start and compiled as a user's are, without what conftest.py changes."""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.run(
-        [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment(devices), capture_output=True, text=True,
+        [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
         timeout=600, preexec_fn=preexec_fn,
     )  # fmt: skip
-
-
-def environment(devices):
-    return {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices)}
 
 
 def assert_one_line(done, *named):

@@ -1,6 +1,7 @@
 """The command line as a user meets it: the whole chain twice, and one line with exit code 2 for every kind of bad input."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import ROOT, assert_one_line, environment, msmjax, msmjax_anew
+from tests.program import ROOT, assert_one_line, msmjax, msmjax_anew
 
 TINY = "--config=configs/cheese.py:tiny"
 GOOD = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]}
@@ -290,8 +291,9 @@ cli()
 
 def test_disk_that_is_read_only_when_a_stage_is_saved(tmp_path):
     """The run ends, though the threads of the save that failed wait for ever."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
     command = [sys.executable, "-c", READ_ONLY, TINY, "--config.run=('base',)", f"--workdir={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(devices=2), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert_one_line(done, str(tmp_path / "stages"), "cannot write (Read-only file system)")
 
 
