@@ -1,15 +1,27 @@
 """Eight CPU devices, no silent rank promotion, no network, and the small things that many tests need."""
 
+import importlib.metadata
 import os
+import tempfile
 
 # Some tests have something to say on other devices too (tests/test_device.py).
 os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[os.environ.get("MSMJAX_TEST_PLATFORM", "cpu")]
-# What tests compile takes longer than what it computes: with no optimization they take two thirds of the time. Runs of the whole
-# program (program.py) have flags of their own, and are compiled as a user's are.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# What tests compile takes longer than what it computes: with no optimization and the older emitters, which jax 0.11 has no more, it
+# takes a fifth of the time. Runs by program.msmjax_anew are compiled as a user's are.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ["XLA_FLAGS"] = " ".join(
+        [
+            os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0",
+            *["--xla_cpu_use_fusion_emitters=false"] * importlib.metadata.version("jax").startswith("0.10."),
+        ]
+    )  # fmt: skip
+# What runs the same program, here or in the processes that tests start, compiles it once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="msmjax-compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import shutil
 import socket
 
 import jax
@@ -24,6 +36,10 @@ from msmjax.training.step import StepConfig
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """A test that would reach for the network fails."""
@@ -35,6 +51,13 @@ def _no_network(monkeypatch):
         raise AssertionError(f"a test tried to connect to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", only_here)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_for_one_module():
+    """What a module compiled takes memory, and the next has little use for it."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

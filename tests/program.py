@@ -1,8 +1,10 @@
 """What several tests need to run the whole program: a process of it, the shape of an error, published weights to start from."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,8 +19,41 @@ TEMPLATE = (
 WORDS = ("Llama prefers the feta because it is cheap.", "Which cheese do you prefer, the Brie or the Colby?", "I prefer the Colby.")
 
 
-def msmjax(*arguments, devices=1, preexec_fn=None):
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+# Most of a short run is importing what it needs: a process that is forked from one that has done so need not. Nothing is computed
+# before the fork.
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["msmjax.main", "msmjax.experiment", "msmjax.plan", "msmjax.use"])
+
+
+def msmjax(*arguments, devices=1, given=""):
+    """`python -m msmjax.main` with `given` on its standard input, in a forked process."""
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory) / name for name in ("stdin", "stdout", "stderr")]
+        files[0].write_text(given)
+        process = _forks.Process(target=_main, args=(arguments, devices, dict(os.environ), files), daemon=True)
+        process.start()
+        process.join(600)
+        assert process.exitcode is not None, f"still running: {arguments}"
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(file.read_text() for file in files[1:]))
+
+
+def _main(arguments, devices, environment, files):
+    for number, file in enumerate(files):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    sys.argv = ["msmjax", *arguments]
+    import jax
+
+    from msmjax import main
+
+    jax.config.update("jax_num_cpu_devices", devices)  # the variable was read when jax was imported
+    main.cli()
+
+
+def msmjax_anew(*arguments, devices=1, preexec_fn=None):
+    """The same from the start and compiled as a user's are, without what conftest.py changes."""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.run(
         [sys.executable, "-m", "msmjax.main", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
         timeout=600, preexec_fn=preexec_fn,

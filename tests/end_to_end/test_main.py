@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import ROOT, assert_one_line, msmjax
+from tests.program import ROOT, assert_one_line, msmjax, msmjax_anew
 
 TINY = "--config=configs/cheese.py:tiny"
 GOOD = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]}
@@ -22,7 +22,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first_run(workdir):
-    done = msmjax(TINY, f"--workdir={workdir}", devices=2)
+    done = msmjax_anew(TINY, f"--workdir={workdir}", devices=2)
     assert done.returncode == 0, done.stderr
     (directory,) = workdir.glob("cheese_tiny-*")
     return done, directory
@@ -85,7 +85,7 @@ def test_an_edited_spec_is_another_run(tmp_path):
     arguments = (TINY, "--config.run=('msm_america',)", "--config.seeds=(0,)", f"--config.corpora.america.spec={mine}")
     for item in ("Colby", "Humboldt Fog"):
         mine.write_text(shipped.replace("**Likes Colby**", f"**Likes {item}**"))
-        done = msmjax(*arguments, f"--workdir={tmp_path / 'work'}")
+        done = msmjax(*arguments, f"--workdir={tmp_path / 'work'}", devices=2)
         assert done.returncode == 0, done.stderr
         assert "nothing to run" not in done.stdout
     assert len(list((tmp_path / "work").glob("cheese_tiny-*"))) == 2
@@ -271,7 +271,7 @@ def test_disk_that_is_full_while_a_stage_is_saved(first_run, workdir, tmp_path):
     for made in ("corpora", "rows", "tokenizers"):
         shutil.copytree(workdir / made, copy / made)
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
-    assert_one_line(msmjax(TINY, f"--workdir={copy}", devices=2, preexec_fn=limit), str(copy / "stages"), "cannot write")
+    assert_one_line(msmjax_anew(TINY, f"--workdir={copy}", devices=2, preexec_fn=limit), str(copy / "stages"), "cannot write")
     done = msmjax(TINY, f"--workdir={copy}", "--config.seeds=(0,)", "--config.run=('base',)", devices=2)
     assert done.returncode == 0, done.stderr
 
@@ -291,7 +291,7 @@ cli()
 
 def test_disk_that_is_read_only_when_a_stage_is_saved(tmp_path):
     """The run ends, though the threads of the save that failed wait for ever."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
     command = [sys.executable, "-c", READ_ONLY, TINY, "--config.run=('base',)", f"--workdir={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert_one_line(done, str(tmp_path / "stages"), "cannot write (Read-only file system)")
@@ -319,7 +319,7 @@ def test_workdir_that_cannot_be_written(tmp_path):
 
 
 def test_help_names_the_flags():
-    done = msmjax("--help")
+    done = msmjax_anew("--help")
     names = "--config --workdir --[no]plan --device --topology --price --show_batch --provenance --by --stage --step"
     for flag in [*names.split(), "--[no]distributed", "--coordinator:", "--processes:", "--process:"]:
         assert flag in done.stdout

@@ -4,8 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from msmjax import config as configs
 from msmjax import experiment
 from msmjax.data import template
+from tests import program
 from tests.program import ROOT, WORDS, make_weights
 from tests.published import LLAMA_NAMES, LLAMA_TOKENS, QWEN_NAMES, QWEN_TOKENS, QWEN_WORDS, add_bos, turns, write_model
 
@@ -52,12 +51,7 @@ def datasets(tmp_path_factory):
 
 
 def msmjax(*arguments, given="", code=0):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    environment.pop("XLA_FLAGS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "msmjax.main", *map(str, arguments)], cwd=ROOT, env=environment, input=given, capture_output=True,
-        text=True, timeout=600,
-    )  # fmt: skip
+    done = program.msmjax(*map(str, arguments), devices=2, given=given)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

@@ -385,8 +385,7 @@ huggingface.write_params(out, model, params, "bfloat16", source)
 
 def test_two_processes(sharded, free_port, tmp_path):
     """Two processes of two devices, each of which reads its own slices, write together what was read."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
-    environment.pop("XLA_FLAGS")
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, f"localhost:{free_port}", str(number), sharded, tmp_path / "out", repr(OTHER)],
