@@ -73,7 +73,7 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
             print(f"{run_directory}: finished before; nothing to run")
             table.print_table(_findings(config, data, workdir, run_directory))
         return run_directory
-    prove_attention(config, mesh)
+    prove_attention(config)
     with artifact.lock(run_directory) if processes.is_first() else contextlib.nullcontext():
         stages, evaluations, inside = {}, {}, 0.0
         for seed in config.seeds:
@@ -266,11 +266,12 @@ def model_here(config: ExperimentConfig) -> ModelConfig:
     return dataclasses.replace(model, attention=back_end)
 
 
-def prove_attention(config: ExperimentConfig, mesh) -> None:
-    """Raises BadInput where the back end of attention, on these devices, lets anything pass from one document to another."""
+def prove_attention(config: ExperimentConfig) -> None:
+    """Raises BadInput where the back end of attention, on a device of this process, lets anything pass between documents."""
     model = model_here(config)
     if model.attention != "xla":  # our own: the tests prove it
-        attention.prove(model.attention, model.heads, model.kv_heads, model.head_dim, model.compute_dtype, mesh.devices.flat[0])
+        device = jax.local_devices()[0]
+        attention.prove(model.attention, model.heads, model.kv_heads, model.head_dim, model.compute_dtype, device)
 
 
 def source_of(config: ExperimentConfig) -> weights.Source | None:

@@ -16,7 +16,7 @@ from msmjax.config import ExperimentConfig
 from msmjax.machine import Machine
 from msmjax.model import attention, transformer
 from msmjax.model.transformer import ModelConfig
-from msmjax.training import loop
+from msmjax.training import loop, sharding
 from msmjax.training import step as steps
 from msmjax.training.loop import StageConfig
 from msmjax.training.step import StepConfig
@@ -52,9 +52,10 @@ def how(said: ExperimentConfig, there: Machine) -> str:
     """One line: how a stage is computed, of a config that `fit` made, and why not with a faster attention."""
     model, parts = said.model, said.optimizer.micro_batches
     _, why = attention.resolve(attention.AUTO, *there.kind, said.row_length, model.head_dim, model.compute_dtype)
+    options = sharding.GPU_OPTIONS if there.kind[0] == "gpu" else {}
     return (
         f"attention {model.attention}{f' ({why})' if why else ''}, remat {model.remat}, "
-        f"{parts} micro-batch{'es' if parts > 1 else ''} a step"
+        f"{parts} micro-batch{'es' if parts > 1 else ''} a step" + "".join(f", {name}={value}" for name, value in options.items())
     )
 
 

@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from msmjax.artifact import BadInput
 from msmjax.config import ExperimentConfig, suggestion
 from msmjax.model import attention
-from msmjax.training import sharding
+from msmjax.training import processes, sharding
 
 GIB = 2**30
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -69,7 +69,9 @@ def this_machine(config: ExperimentConfig) -> Machine:
     """All devices of this run. Raises BadInput where they are not what the config is for, as `check_here` does."""
     check_here(config)
     mesh, device = sharding.make_mesh(config.mesh), jax.devices()[0]
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")  # a CPU has no memory of its own
+    # A CPU has no memory of its own. All processes must cut their steps alike, so the first says what there is.
+    mib = processes.first_says(lambda: (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0) // 2**20)
+    memory = mib * 2**20 or None
     basis = f"{EFFICIENCY} of a measured matrix product"
     return Machine("this machine", mesh, None, basis, memory, False, attention.kind_of(device), device.device_kind)
 
