@@ -40,6 +40,7 @@ def msmjax(*arguments, devices=1, given=""):
 def _main(arguments, devices, environment, files):
     for number, file in enumerate(files):
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+    sys.stdin = os.fdopen(0)  # multiprocessing has closed the one there was
     os.chdir(ROOT)
     os.environ.update(environment)
     sys.argv = ["msmjax", *arguments]
