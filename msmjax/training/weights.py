@@ -46,10 +46,12 @@ def base(model: ModelConfig, mesh: Mesh, source: Source | None) -> dict:
     params = _read_weights(source, model, steps.abstract_base(dataclasses.replace(model, scan_layers=True), mesh))
     if model.scan_layers:
         return params
-    blocks, layers = params["blocks"], [{} for _ in range(model.layers)]
-    for name in list(blocks):  # one stack after the other: there may be no room for all twice
-        stack = {name: blocks.pop(name)}
-        for layer, part in zip(layers, jax.jit(unstack, static_argnums=1)(stack, model.layers), strict=True):
+    stacks, layers = params["blocks"], [{} for _ in range(model.layers)]
+    places = jax.tree.map(lambda leaf: leaf.sharding, steps.abstract_base(model, mesh)["blocks"])
+    for name in list(stacks):  # one stack after the other: there may be no room for all twice
+        own = name.replace("_L", "_", 1)
+        take_apart = jax.jit(unstack, static_argnums=1, out_shardings=[{own: place[own]} for place in places])
+        for layer, part in zip(layers, take_apart({name: stacks.pop(name)}, model.layers), strict=True):
             layer |= part
     return {**params, "blocks": layers}
 
