@@ -103,7 +103,8 @@ def train(
             else:
                 state = weights.initial_state(model, step_config, mesh, source, parent, seed)
             base = weights.base(model, mesh, source)
-        segments = attention.place_for(mixture.segments) if mixture.segments else 0
+        # cuDNN alone is compiled for a number of segments; for the others, stages share what is compiled whatever their rows have.
+        segments = attention.place_for(mixture.segments) if mixture.segments and model.attention == "cudnn" else 0
         update = steps.compile_step(model, step_config, mesh, segments)
         tokens_per_step = stage.batch_rows * len(mixture.sources[0][0]["tokens"])
         with (

@@ -301,7 +301,7 @@ def test_one_compilation_for_all_stages(tmp_path, model, step_config, mesh):
     other = dataclasses.replace(STAGE, steps=30, learning_rate=1e-3, warmup_steps=0)
     train(tmp_path / "second", model, step_config, mesh, stage=other, parent=tmp_path / "first", seed=3)
     assert steps.compile_step.cache_info().misses == 1
-    assert steps.compile_step(model, step_config, mesh)._cache_size() == 1
+    assert steps.compile_step(model, step_config, mesh, 0)._cache_size() == 1
 
 
 def test_a_stage_starts_from_its_parents_parameters(tmp_path, model, step_config, mesh):
