@@ -51,7 +51,7 @@ def main() -> None:
     inside = jnp.asarray(segment_ids == 2)[:, :, None, None]
     other = [jnp.where(inside, array * 3 + 1, array) for array in inputs]
 
-    segments = attention.place_for(int(segment_ids.max()))
+    segments = attention.place_for(int(segment_ids.max()), arguments.length)
 
     def ours(name, segments, *inputs):
         return attention.attention(name, *inputs, attention.ONE_DEVICE, segments)

@@ -6,7 +6,7 @@
 # It needs Python 3.11 or newer with jax (CUDA), flax, optax, orbax-checkpoint, numpy, torch, transformers and peft. Packages of ours
 # that are missing there can travel as wheels, e.g. made by
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d DIR ml-collections ...
-# and are put aside, not into the machine's own Python. PYTHON names the interpreter (default: python3).
+# (DIRs are relative to the repository) and are put aside, not into the machine's own Python. PYTHON names the interpreter (default: python3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"

@@ -62,7 +62,7 @@ def fill(abstract: dict) -> dict:
         unit = (x ^ (x >> 16)) >> 8
         return ((unit.astype(jnp.float32) * 2.0**-24 - 0.5) * SPREAD).astype(jnp.bfloat16).astype(dtype)
 
-    def tensor(name: str, letters: str, shape: tuple[int, ...], layer: int, dtype) -> jax.Array:
+    def tensor(name: str, shape: tuple[int, ...], layer: int, dtype) -> jax.Array:
         if "norm" in name:
             return jnp.ones(shape, dtype)
         if name in ("embedding", "unembedding"):
@@ -77,10 +77,10 @@ def fill(abstract: dict) -> dict:
         keys = [getattr(key, "key", getattr(key, "idx", None)) for key in path]
         name, _, letters = keys[-1].rpartition("_")
         if letters.startswith("L"):
-            layers = [tensor(name, letters[1:], aval.shape[1:], layer, aval.dtype) for layer in range(aval.shape[0])]
+            layers = [tensor(name, aval.shape[1:], layer, aval.dtype) for layer in range(aval.shape[0])]
             return jax.device_put(jnp.stack(layers), aval.sharding)
         layer = next((key for key in keys if isinstance(key, int)), 0)
-        return jax.device_put(tensor(name, letters, aval.shape, layer, aval.dtype), aval.sharding)
+        return jax.device_put(tensor(name, aval.shape, layer, aval.dtype), aval.sharding)
 
     return jax.tree_util.tree_map_with_path(leaf, abstract)
 

@@ -62,7 +62,7 @@ def ours(arguments) -> dict:
     batches = [
         rows_of(index, arguments.rows, arguments.length, model.vocab, arguments.supervised) for index in range(2 + arguments.steps)
     ]
-    segments = attention.place_for(max(int(rows["segment_ids"].max()) for rows in batches))
+    segments = attention.place_for(max(int(rows["segment_ids"].max()) for rows in batches), arguments.length)
     update, compiled, options = steps.compile_step(model, config, mesh, segments), None, {}
 
     def step(index):
@@ -76,7 +76,9 @@ def ours(arguments) -> dict:
 
     measured = measure(step, float, arguments.steps)
     memory = device.memory_stats()
-    peak = next((flops for name, flops in PEAKS.items() if name in device.device_kind), None) or machine.flops_per_second()
+    peak = next((flops for name, flops in PEAKS.items() if name in device.device_kind), None) or machine.flops_per_second(
+        arguments.dtype
+    )
     measured |= {
         "memory": memory["peak_bytes_in_use"] if memory else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "flops_per_token": fit.flops_per_token(model, arguments.length), "peak": peak, "device": device.device_kind,
@@ -196,7 +198,7 @@ def main() -> None:
     parser.add_argument("--loss_chunk", type=int, default=256)
     parser.add_argument("--scan", action=argparse.BooleanOptionalAction, default=False, help="scan over layers")
     parser.add_argument("--supervised", type=float, default=2 / 3, help="share of the tokens")
-    parser.add_argument("--sides", nargs="+", choices=("ours", "theirs"), default=["ours", "theirs"])
+    parser.add_argument("--alone", action="store_true", help="ours alone")
     parser.add_argument("--profile", action="store_true", help="of a step of ours, on a GPU: where its time goes")
     parser.add_argument("--json", type=Path, help="a file that all figures are written to")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
@@ -208,7 +210,7 @@ def main() -> None:
     figures = []
     print("| mode | side | tokens/s | MFU | peak memory, GiB | first step, s | how |\n|---|---|---|---|---|---|---|")
     for mode in arguments.modes:
-        turns: dict[str, list[dict]] = {side: [] for side in arguments.sides}
+        turns: dict[str, list[dict]] = {side: [] for side in (("ours",) if arguments.alone else ("ours", "theirs"))}
         for _ in range(arguments.turns):
             for side, found in turns.items():
                 command = [sys.executable, __file__, *sys.argv[1:], f"--side={side}", f"--mode={mode}"]

@@ -123,7 +123,7 @@ def _write_run(
         "stages": {label: directory.name for label, directory in stages.items()},
         "evals": [directory.name for directory in evaluations.values()],
         "versions": _versions(config),
-        "computed": {label: artifact.read_manifest(directory).get("computed", "") for label, directory in stages.items()},
+        "computed": {label: artifact.read_manifest(directory)["computed"] for label, directory in stages.items()},
     }
     artifact.write_json(run_directory / "run.json", said)
     findings = _findings(config, data, workdir, run_directory)
@@ -169,7 +169,8 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
         check_vocab(tokenizer, config.vocab_size)
     else:
         tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])
-    most = attention.most_segments(config.row_length) if model_here(config).attention == "cudnn" else 0
+    # Of the config alone: rows must be the same on every machine.
+    most = attention.bound_of_rows(config.model.attention, config.row_length, config.model.compute_dtype)
     return Data(
         tokenizer=tokenizer,
         rows={
@@ -328,7 +329,7 @@ def _run_stage(
         return directory
     label = f"{' > '.join(chain)} seed {seed}"
     mixture = mixture_of(config, data, name, seed, len(chain) - 1)
-    fitted = fit.fit(config, stage, here, mixture.segments)
+    fitted = fit.fit(config, stage, here, attention.place_for(mixture.segments, config.row_length))
     computed = f"{fit.how(fitted, here)}; {here.mesh.size} x {here.device}"
     if processes.is_first():
         print(f"{label}: {computed}", flush=True)

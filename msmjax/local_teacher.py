@@ -38,7 +38,7 @@ def local_model(config: TeacherConfig) -> Generate:
     dtype, kind = "float32" if on_cpu else "bfloat16", attention.kind_of(jax.devices()[0])
     back_end, _ = attention.resolve(attention.AUTO, *kind, generate.COLUMNS, shape["head_dim"], dtype)
     model = ModelConfig(
-        **shape, embedding_init=0.02, matrix_init=1.0, lora_rank=0, lora_alpha=0.0, compute_dtype=dtype, scan_layers=on_cpu,
+        **shape, embedding_init=0.02, matrix_init=1.0, lora_rank=0, lora_alpha=0.0, compute_dtype=dtype, scan_layers=True,
         remat="none", attention=back_end,
     )  # fmt: skip
     tokenizer = HuggingFaceTokenizer(directory, ())

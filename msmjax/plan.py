@@ -102,9 +102,9 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         + (f", of {show_bytes(there.memory)}" if there.memory else "")
     )
     if there.compiles:
-        for said, rows in dict.fromkeys((said.optimizer, config.stages[name].batch_rows) for name, said in stages.items()):
-            compiled = dataclasses.replace(next(iter(stages.values())), optimizer=said)
-            say(f"compiled for {rows} rows of {config.row_length}: {describe_compiled(compiled, rows, there)}")
+        apart = {(said.model, said.optimizer, config.stages[name].batch_rows): said for name, said in stages.items()}
+        for (_, _, rows), said in apart.items():
+            say(f"compiled for {rows} rows of {config.row_length}: {describe_compiled(said, rows, there)}")
     for line in warnings(config, stages, there):
         say(f"warning: {line}")
     if config.weights:

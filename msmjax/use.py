@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from msmjax import experiment
+from msmjax import experiment, machine
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig, suggestion
 from msmjax.data import chat
@@ -126,6 +126,7 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
     """
     data, stage, _ = _find(config, workdir, arm, "--talk")
     mesh = sharding.make_mesh(config.mesh)
+    machine.check_here(config)
     model = experiment.model_here(config)
     params = weights.whole(model, config.optimizer, mesh, experiment.source_of(config), stage)
     console = Console(highlight=False)

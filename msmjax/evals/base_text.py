@@ -21,6 +21,6 @@ def bits_and_bytes(rows, model: ModelConfig, params: dict, mesh: Mesh, tokenizer
     """
     batch = {name: np.stack([row[name] for row in rows]) for name in ("tokens", "segment_ids", "loss_mask")}
     most = 1 + int(np.max(np.count_nonzero(np.diff(batch["segment_ids"], axis=1), axis=1)))
-    nats, _ = row_nats(batch, model, params, mesh, attention.place_for(most))
+    nats, _ = row_nats(batch, model, params, mesh, attention.place_for(most, batch["tokens"].shape[1]))
     sizes = [len(tokenizer.decode(row["tokens"][row["loss_mask"]].tolist()).encode()) for row in rows]
     return nats / math.log(2), np.array(sizes, float)

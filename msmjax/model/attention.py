@@ -110,9 +110,14 @@ def most_segments(length: int) -> int:
     return max(length // CUDNN_SEGMENT, 2)
 
 
-def place_for(found: int) -> int:
-    """The `segments` for rows that have as many: few values, so few compilations."""
-    return max(4, 1 << (found - 1).bit_length())
+def bound_of_rows(wanted: str, length: int, dtype: str) -> int:
+    """The most segments that rows are packed with for a config that `cudnn` may compute, on this machine or another; else 0."""
+    return most_segments(length) if wanted in (AUTO, "cudnn") and dtype == "bfloat16" else 0
+
+
+def place_for(found: int, length: int) -> int:
+    """The `segments` for rows that have `found` of them: few values, so few compilations."""
+    return min(max(4, 1 << (found - 1).bit_length()), most_segments(length))
 
 
 def check_segments(back_end: str, segment_ids_BT: np.ndarray, segments: int) -> None:
@@ -133,7 +138,8 @@ def attention(
 ) -> jax.Array:
     """The module's In and Out, each device with its own rows and heads. Raises BadInput as `check` does.
 
-    No row has more than `segments` (0: `most_segments` of them). Where that is 1, `starts_BT` is all zero.
+    No row has more than `segments` (0: `most_segments` of them). Where that is 1, what lies behind the first is not
+    looked at.
     """
     check(back_end, *kind_of(place.device), q_BTNH.shape[1], q_BTNH.shape[3], q_BTNH.dtype.name)
     of_cudnn = functools.partial(cudnn, segments=segments or most_segments(q_BTNH.shape[1]))
@@ -155,20 +161,22 @@ def prove(back_end: str, heads: int, kv_heads: int, head_dim: int, dtype: str, d
         out, transpose = jax.vjp(lambda *inputs: attention(name, *inputs, starts_BT, ONE_DEVICE, segments=4), *arrays[:3])
         return out, *transpose(arrays[3])
 
-    with jax.default_device(device):
-        found, again, changed, right = (
-            [np.asarray(array, np.float32) for array in out_and_gradients(name, *inputs)]
-            for name, inputs in ((back_end, arrays), (back_end, arrays), (back_end, others), ("xla", arrays))
-        )
+    here = f"model.attention={back_end!r}: on this {device.device_kind}, with jax {jax.__version__}, it"
+    instead = "take another version of jax or cuDNN, or model.attention='xla'"
+    try:
+        with jax.default_device(device):
+            found, again, changed, right = (
+                [np.asarray(array, np.float32) for array in out_and_gradients(name, *inputs)]
+                for name, inputs in ((back_end, arrays), (back_end, arrays), (back_end, others), ("xla", arrays))
+            )
+    except (RuntimeError, NotImplementedError) as error:  # what JAX raises where cuDNN is missing, too old, or refuses
+        raise BadInput(f"{here} does not run ({(str(error).splitlines() or [type(error).__name__])[0]}); {instead}") from None
     for one, two, other, expected in zip(found, again, changed, right, strict=True):
         noise = np.abs(one - two).max()  # cuDNN sums the gradient of queries in any order
         leaks = np.abs(one - other)[~inside_BT].max() > 4 * noise + 1e-2 * np.abs(one).max() * (noise > 0)
         if leaks or not np.abs(one - expected).max() <= 0.05 * np.abs(expected).max():
             what = "lets what is in one document change another" if leaks else "is not the function that it should be"
-            raise BadInput(
-                f"model.attention={back_end!r}: on this {device.device_kind}, with jax {jax.__version__}, it {what}; take another "
-                "version of jax or cuDNN, or model.attention='xla'"
-            )
+            raise BadInput(f"{here} {what}; {instead}")
 
 
 def masked(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array) -> jax.Array:

@@ -104,9 +104,10 @@ def train(
                 state = weights.initial_state(model, step_config, mesh, source, parent, seed)
             base = weights.base(model, mesh, source)
         # cuDNN alone is compiled for a number of segments; for the others, stages share what is compiled whatever their rows have.
-        segments = attention.place_for(mixture.segments) if mixture.segments and model.attention == "cudnn" else 0
+        length = len(mixture.sources[0][0]["tokens"])
+        segments = attention.place_for(mixture.segments, length) if mixture.segments and model.attention == "cudnn" else 0
         update = steps.compile_step(model, step_config, mesh, segments)
-        tokens_per_step = stage.batch_rows * len(mixture.sources[0][0]["tokens"])
+        tokens_per_step = stage.batch_rows * length
         with (
             _Log(directory, first, clock) as log_file,
             tqdm(total=stage.steps, initial=first, desc=label, unit="step", mininterval=_interval(), leave=False,

@@ -305,3 +305,11 @@ def test_a_kernel_is_proven_where_it_runs(monkeypatch, kernel, said):
         BadInput, match=rf"^model\.attention='splash': on this cpu, with jax .*, it {said}.* model\.attention='xla'$"
     ):
         prove()
+
+
+def test_rows_are_bound_by_the_config_alone():
+    """Whatever machine packs them; and the place in a step holds what they have, and never more than they may."""
+    bounds = [attention.bound_of_rows(name, 4096, "bfloat16") for name in ("auto", "cudnn", "xla", "splash")]
+    assert bounds == [64, 64, 0, 0]
+    assert attention.bound_of_rows("auto", 4096, "float32") == 0
+    assert [attention.place_for(found, 6000) for found in (1, 4, 5, 9, 64, 65, 93)] == [4, 4, 8, 16, 64, 93, 93]
