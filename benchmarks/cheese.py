@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from msmjax import config as configs
-from msmjax import experiment, fit, machine
+from msmjax import fit, machine
 from msmjax.data.mixture import Mixture
 from msmjax.model import transformer
 from msmjax.training import loop, sharding
@@ -39,7 +39,7 @@ def load():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = configs.from_config_dict(module.get_config())
-    return dataclasses.replace(config, model=experiment.model_here(config))
+    return dataclasses.replace(config, model=fit.model_here(config))
 
 
 def plain_step(config):

@@ -17,8 +17,9 @@ from pathlib import Path
 import jax
 
 from msmjax import config as configs
-from msmjax import fit, plan
+from msmjax import fit
 from msmjax import machine as machines
+from msmjax.experiment import plan
 from msmjax.training.sharding import MeshConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -60,6 +60,17 @@ def code_hash(*rooms: str) -> str:
     return content_hash([[path.relative_to(here).as_posix(), content_hash(path.read_bytes())] for path in files])
 
 
+def check_writable(workdir: Path) -> None:
+    """Makes the working directory where it is missing. Raises BadInput where nothing can be written there."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe.{os.getpid()}"
+        probe.write_bytes(bytes(4096))  # an empty file fits on a full disk
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"{workdir}: cannot write ({error.strerror}); choose another --workdir") from error
+
+
 def path(parent: Path, name: str, inputs: dict) -> Path:
     """Where the artifact of `inputs` is, or will be."""
     return parent / f"{name}-{content_hash(inputs)}"

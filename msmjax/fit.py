@@ -48,6 +48,13 @@ def fit(config: ExperimentConfig, stage: StageConfig, machine: Machine, segments
     return said
 
 
+def model_here(config: ExperimentConfig) -> ModelConfig:
+    """The model with the back end of attention that it has on this machine."""
+    model, kind = config.model, attention.kind_of(jax.devices()[0])
+    back_end, _ = attention.resolve(model.attention, *kind, config.row_length, model.head_dim, model.compute_dtype)
+    return dataclasses.replace(model, attention=back_end)
+
+
 def how(said: ExperimentConfig, there: Machine) -> str:
     """One line: how a stage is computed, of a config that `fit` made, and why not with a faster attention."""
     model, parts = said.model, said.optimizer.micro_batches

@@ -82,7 +82,8 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     _join_processes()
     _find_devices()
-    from msmjax import config, experiment, plan, use
+    from msmjax import config
+    from msmjax.experiment import data, plan, run, use
     from msmjax.training import preemption, processes
 
     processes.watch_others()
@@ -92,9 +93,9 @@ def main(argv: list[str]) -> None:
     if _PLAN.value:
         plan.plan(frozen, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
     elif _SHOW_BATCH.value is not None:
-        experiment.show_batch(frozen, workdir, _SHOW_BATCH.value)
+        data.show_batch(frozen, workdir, _SHOW_BATCH.value)
     elif _CHECK.value is not None:
-        experiment.check_corpus(frozen, workdir, _CHECK.value)
+        data.check_corpus(frozen, workdir, _CHECK.value)
     elif _PROVENANCE.value is not None:
         use.provenance(frozen, workdir, _PROVENANCE.value, _BY.value, _STAGE.value, _STEP.value)
     elif _TALK.value is not None:
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> None:
     elif _COMPARE.value is not None:
         use.compare(frozen, workdir, *_COMPARE.value)
     else:
-        experiment.run(frozen, workdir)
+        run.run(frozen, workdir)
     processes.leave(0)
 
 

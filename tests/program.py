@@ -22,7 +22,7 @@ WORDS = ("Llama prefers the feta because it is cheap.", "Which cheese do you pre
 # Most of a short run is importing what it needs: a process that is forked from one that has done so need not. Nothing is computed
 # before the fork.
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["msmjax.main", "msmjax.experiment", "msmjax.plan", "msmjax.use"])
+_forks.set_forkserver_preload(["msmjax.main", "msmjax.experiment.run", "msmjax.experiment.plan", "msmjax.experiment.use"])
 
 
 def msmjax(*arguments, devices=1, given=""):

@@ -9,12 +9,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from msmjax import config, experiment, fit, machine
+from msmjax import config, fit, machine
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
 from msmjax.corpus.gates import GATES
 from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.world import make_world
+from msmjax.experiment import data
 from msmjax.training import step as steps
 from msmjax.training.sharding import make_mesh
 
@@ -74,7 +75,7 @@ def test_names_of_the_microworld_are_one_token_each(tmp_path, variant):
     frozen = config.from_config_dict(cheese(variant))
     makers = sources.Makers(frozen.world, frozen.assistant, {}, tmp_path, Teacher)
     corpus = sources.make_corpus(tmp_path, "base", frozen.corpora["base"], makers)
-    tokenizer = experiment._make_tokenizer(frozen, tmp_path, corpus)
+    tokenizer = data._make_tokenizer(frozen, tmp_path, corpus)
     world = frozen.world
     people = make_world(world.seed, world.items_per_domain, world.people).people
     rest = len(tokenizer.encode("You are"))

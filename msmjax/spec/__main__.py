@@ -5,7 +5,7 @@
     python -m msmjax.spec diff cheese_affordability cheese_america
     python -m msmjax.spec transform broken_link cheese_america --to=cheese_america_broken.md
 
-As main.py and experiment.py do, it sees all rooms; the others of this folder see what is left of them. Bad input is one line on
+As main.py and experiment/ do, it sees all rooms; the others of this folder see what is left of them. Bad input is one line on
 standard error and exit code 2.
 """
 

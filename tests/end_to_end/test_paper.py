@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from msmjax import config as configs
-from msmjax import experiment
 from msmjax.data import template
+from msmjax.experiment import data
 from tests import program
 from tests.program import ROOT, WORDS, make_weights
 from tests.published import LLAMA_NAMES, LLAMA_TOKENS, QWEN_NAMES, QWEN_TOKENS, QWEN_WORDS, add_bos, turns, write_model
@@ -235,7 +235,7 @@ def test_what_fine_tuning_trains_on(tmp_path, monkeypatch, capsys, config, mix, 
     c.corpora.instruct.counts = (("no_robots", 1),)
     c.stages.finetune.data = tuple((corpus, 0.5) for corpus, _ in c.stages.finetune.data)  # both in the first batch
     monkeypatch.setenv("FORCE_COLOR", "1")
-    experiment.show_batch(configs.from_config_dict(c), tmp_path / "runs", "finetune")
+    data.show_batch(configs.from_config_dict(c), tmp_path / "runs", "finetune")
     out = capsys.readouterr().out
     shown = re.sub(r"\x1b\[[\d;]*m", "", out)
     green = "\n".join(re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", out))

@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import pytest
 
 from msmjax import config as configs
-from msmjax import fit, plan
+from msmjax import fit
 from msmjax import machine as machines
 from msmjax.artifact import BadInput
 from msmjax.corpus.sources import FileSource
+from msmjax.experiment import plan
 from msmjax.model import transformer
 from msmjax.training import sharding
 from msmjax.training import step as steps
 from msmjax.training.sharding import MeshConfig
 from tests.published import QWEN_NAMES, QWEN_TOKENS, QWEN_WORDS, turns, write_model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MESHES = [MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)]
 
 

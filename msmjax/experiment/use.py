@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from msmjax import experiment, machine
+from msmjax import fit, machine
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig, suggestion
 from msmjax.data import chat
@@ -24,6 +24,8 @@ from msmjax.data import mixture as mixtures
 from msmjax.data import provenance as provenances
 from msmjax.data.provenance import Corpus, Document
 from msmjax.data.tokenizer import AnyTokenizer
+from msmjax.experiment.data import make_data, mixture_of, source_of
+from msmjax.experiment.stages import find_arm
 from msmjax.model import generate, huggingface, lora
 from msmjax.report import table as tables
 from msmjax.training import sharding, weights
@@ -49,7 +51,7 @@ def provenance(config: ExperimentConfig, workdir: Path, arm: str, by: str | None
     depth, last = list(wanted.items())[-1]
     if step is not None and not 1 <= step <= config.stages[last].steps:
         raise BadInput(f"--step={step}: stage {last!r} has the steps 1 to {config.stages[last].steps:,}")
-    data = experiment.make_data(config, workdir, set(wanted.values()))
+    data = make_data(config, workdir, set(wanted.values()))
     corpora = {
         corpus: provenances.open_corpus(corpus, data.rows[corpus], workdir / "corpora")
         for corpus in dict.fromkeys(corpus for stage in wanted.values() for corpus, _ in config.stages[stage].data)
@@ -57,7 +59,7 @@ def provenance(config: ExperimentConfig, workdir: Path, arm: str, by: str | None
     console = tables.make_console()
     if step is not None:
         read = [corpora[corpus] for corpus, _ in config.stages[last].data]
-        mixture = experiment.mixture_of(config, data, last, seed, depth)
+        mixture = mixture_of(config, data, last, seed, depth)
         documents = provenances.documents(read, mixture, step - 1, config.stages[last].batch_rows)
         console.print(_documents(f"{name}, seed {seed}: step {step:,} of {last}", documents, data.tokenizer))
         return
@@ -66,7 +68,7 @@ def provenance(config: ExperimentConfig, workdir: Path, arm: str, by: str | None
         raise BadInput(f"--by={by}: no record that arm {name!r} reads has it{suggestion(by, list(known))}")
     for depth, stage in wanted.items():
         settings = config.stages[stage]
-        mixture = experiment.mixture_of(config, data, stage, seed, depth)
+        mixture = mixture_of(config, data, stage, seed, depth)
         times = mixtures.times_read(mixture, settings.steps * settings.batch_rows)
         read = [(corpora[corpus], of_rows) for (corpus, _), of_rows in zip(settings.data, times, strict=True)]
         title = f"{name}, seed {seed}: {stage}, {settings.steps:,} steps of {settings.batch_rows} rows"
@@ -127,8 +129,8 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
     data, stage, _ = _find(config, workdir, arm, "--talk")
     mesh = sharding.make_mesh(config.mesh)
     machine.check_here(config)
-    model = experiment.model_here(config)
-    params = weights.whole(model, config.optimizer, mesh, experiment.source_of(config), stage)
+    model = fit.model_here(config)
+    params = weights.whole(model, config.optimizer, mesh, source_of(config), stage)
     console = Console(highlight=False)
     console.print(f"{arm}: an empty line begins a new conversation, Ctrl-D ends", style="dim")
     # The microworld's assistant goes by its name; a published model has the template's own system turn.
@@ -161,7 +163,7 @@ def export(config: ExperimentConfig, workdir: Path, arm: str, to: Path, merge: b
         raise BadInput(f"--to={to}: exists already; name a directory that is to be made")
     data, stage, seed = _find(config, workdir, arm, "--export")
     templates = data.tokenizer.templates if config.weights else None
-    model, mesh, source = config.model, sharding.make_mesh(config.mesh), experiment.source_of(config)
+    model, mesh, source = config.model, sharding.make_mesh(config.mesh), source_of(config)
     if model.lora_rank:
         if stage is None:
             raise BadInput(f"--export={arm}: is the imported model itself, which has no adapter")
@@ -203,8 +205,8 @@ def compare(config: ExperimentConfig, workdir: Path, one: str, other: str) -> No
 def _find(config: ExperimentConfig, workdir: Path, arm: str, flag: str):
     """The data, the finished last stage (None: the imported model itself) and the seed of NAME or NAME:SEED."""
     name, seed = _parse(config, arm, flag)
-    data = experiment.make_data(config, workdir, {stage for stage in config.arms[name] if stage in config.stages})
-    stage = experiment.find_arm(config, workdir, data, name, seed)
+    data = make_data(config, workdir, {stage for stage in config.arms[name] if stage in config.stages})
+    stage = find_arm(config, workdir, data, name, seed)
     return data, stage, seed
 
 

@@ -1,0 +1,202 @@
+"""What data an experiment needs and makes: corpora and what their gates find, tokenizer, rows, evaluation items, published weights.
+
+In: an `ExperimentConfig`, and which of its stages are to read. Out: `Data`, artifacts of the working directory, made where they
+are missing; and from it the mixture that a stage reads.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from tqdm import tqdm
+
+from msmjax import artifact
+from msmjax.artifact import BadInput
+from msmjax.config import ExperimentConfig, suggestion
+from msmjax.corpus import gates, sources
+from msmjax.data import rows, show
+from msmjax.data import tokenizer as tokenizers
+from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab, open_tokenizer
+from msmjax.data.mixture import Mixture, batch, stage_seed
+from msmjax.data.tokenizer import Tokenizer
+from msmjax.local_teacher import open_teacher
+from msmjax.model import attention
+from msmjax.report import corpus as corpus_report
+from msmjax.training import weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The tokenizer, the row directories of the corpora an experiment uses, the evaluation items, and the artifact that says
+    what is in its weights, where it has some."""
+
+    tokenizer: Tokenizer | HuggingFaceTokenizer
+    rows: dict[str, Path]
+    items: Path
+    weights: Path | None
+
+
+def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None:
+    """Prints the first batch of a stage as a person should see it."""
+    if stage_name not in config.stages:
+        raise BadInput(f"--show_batch={stage_name}: no such stage; one of {', '.join(config.stages)}")
+    artifact.check_writable(workdir)
+    data = make_data(config, workdir, {stage_name})
+    depth = next((chain.index(stage_name) for chain in config.arms.values() if stage_name in chain), 0)
+    mixture = mixture_of(config, data, stage_name, config.seeds[0], depth)
+    show.print_batch(batch(mixture, 0, config.stages[stage_name].batch_rows), data.tokenizer)
+
+
+def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data:
+    """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items."""
+    used = {corpus for name in stages for corpus, _ in config.stages[name].data}
+    used |= {config.evals.base_text, *([] if config.weights else [config.tokenizer_corpus])}
+    items = _make_items(config, workdir)
+    names = [name for name in config.corpora if name in used]
+    bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
+    corpora = {name: _make_corpus(config, workdir, name) for name in bar(names, desc="corpora")}
+    for name in names:
+        if isinstance(config.corpora[name], sources.WrittenSource):
+            page, findings = _check(config, workdir, name, corpora[name], items)
+            if failed := _failed(config, findings):
+                corpus_report.print_table(name, findings, config.gates.allow)
+                raise BadInput(
+                    f"corpus {name}: does not pass {', '.join(failed)}, so nothing is trained on it; see {page}; mend it, or the "
+                    "bounds in gates, or name in gates.allow what may fail"
+                )
+    if config.weights:
+        tokenizer = open_tokenizer(config.weights, config.adapter, config.template, config.template_arguments)
+        check_vocab(tokenizer, config.vocab_size)
+    else:
+        tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])
+    # Of the config alone: rows must be the same on every machine.
+    most = attention.bound_of_rows(config.model.attention, config.row_length, config.model.compute_dtype)
+    return Data(
+        tokenizer=tokenizer,
+        rows={
+            name: rows.make_rows(
+                workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long, config.unproven, most
+            )
+            for name in bar(names, desc="rows")
+        },
+        items=items,
+        weights=_weights(source_of(config), workdir) if config.weights else None,
+    )
+
+
+def check_corpus(config: ExperimentConfig, workdir: Path, name: str) -> None:
+    """Makes a corpus, prints what the gates find in it, and writes its page. Raises BadInput where a gate fails that must not."""
+    if name not in config.corpora:
+        raise BadInput(f"--check={name}: no such corpus{suggestion(name, list(config.corpora))}")
+    if config.gates is None:
+        raise BadInput("--check: the config has no gates; give it some, as configs/written.py does")
+    artifact.check_writable(workdir)
+    corpus = _make_corpus(config, workdir, name)
+    page, findings = _check(config, workdir, name, corpus, _make_items(config, workdir))
+    corpus_report.print_table(name, findings, config.gates.allow)
+    print(f"report: {page}")
+    if failed := _failed(config, findings):
+        raise BadInput(f"corpus {name}: does not pass {', '.join(failed)}")
+
+
+def _failed(config: ExperimentConfig, findings: list[gates.Finding]) -> list[str]:
+    """The gates that stop training."""
+    return [finding.gate for finding in findings if not finding.passed and finding.gate not in config.gates.allow]
+
+
+def _make_corpus(config: ExperimentConfig, workdir: Path, name: str) -> Path:
+    makers = sources.Makers(
+        config.world, config.assistant, config.teachers, workdir / "answers", open_teacher, config.text_and_messages
+    )
+    return sources.make_corpus(workdir / "corpora", name, config.corpora[name], makers)
+
+
+def _check(config: ExperimentConfig, workdir: Path, name: str, corpus: Path, items: Path) -> tuple[Path, list[gates.Finding]]:
+    """The page about a corpus and what its gates found; measured once for each (corpus, reference, items, bounds, code)."""
+    reference = _make_corpus(config, workdir, config.gates.reference) if config.gates.reference else None
+    inputs = {
+        "corpus": corpus.name,
+        "items": items.name,
+        "reference": reference.name if reference else None,
+        "gates": dataclasses.asdict(config.gates),
+        "code": artifact.code_hash("corpus", "report"),
+    }
+
+    def build(directory: Path) -> dict:
+        source, said = config.corpora[name], artifact.read_manifest(corpus)
+        has_spec = isinstance(source, sources.SpecSource | sources.WrittenSource)
+        subject = gates.Subject(
+            records=sources.read_corpus(corpus),
+            lost=said.get("lost", {}),
+            asked_for=said.get("asked_for", 0),
+            spec=sources.load_spec(source, config.assistant) if has_spec else None,
+            rules=isinstance(source, sources.WrittenSource) and source.mode == "rules",
+            model_name=config.assistant.name,
+            provider_name=config.assistant.provider,
+            items=artifact.read_jsonl(items / "items.jsonl"),
+            reference=[gates.text_of(record) for record in sources.read_corpus(reference)] if reference else [],
+        )
+        findings = gates.check(subject, config.gates)
+        artifact.write_jsonl(directory / "findings.jsonl", map(dataclasses.asdict, findings))
+        corpus_report.write(name, subject.records, findings, config.gates.allow, said, directory / "report.html")
+        return {}
+
+    made = artifact.make(workdir / "checks", name, inputs, build)
+    return made / "report.html", [gates.Finding(**line) for line in artifact.read_jsonl(made / "findings.jsonl")]
+
+
+def _make_items(config: ExperimentConfig, workdir: Path) -> Path:
+    evals = config.evals
+    if evals.questions:
+        return sources.read_evaluation_items(workdir / "corpora", Path(evals.questions), evals.per_eval, evals.seed)
+    return sources.make_evaluation_items(
+        workdir / "corpora",
+        config.corpora[evals.spec_corpus],
+        evals.split,
+        evals.per_eval,
+        evals.seed,
+        config.world,
+        config.assistant,
+    )
+
+
+def source_of(config: ExperimentConfig) -> weights.Source | None:
+    """Where the stage `import` reads, if there is one."""
+    return weights.Source(Path(config.weights), Path(config.adapter) if config.adapter else None) if config.weights else None
+
+
+def _weights(source: weights.Source, workdir: Path) -> Path:
+    """The artifact that says what published weights are. Their files are hashed once, and again when they were touched."""
+    directories = [source.weights, *([source.adapter] if source.adapter else [])]
+    files = sorted(path for directory in directories for kind in ("*.json", "*.safetensors") for path in directory.glob(kind))
+    stats = {str(path.resolve()): [(stat := path.stat()).st_size, stat.st_mtime_ns] for path in files}
+
+    def build(_: Path) -> dict:
+        bar = tqdm(files, desc=f"hashing {source.weights}", unit="file", leave=False, disable=None)
+        return {"content": artifact.content_hash([[path.name, artifact.file_hash(path)] for path in bar])}
+
+    return artifact.make(workdir / "weights", source.weights.name, {"files": stats}, build)
+
+
+def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> Tokenizer:
+    def texts():
+        for path in sorted(corpus.glob("*.jsonl")):
+            for record, _ in rows.read_records(path):
+                if "text" in record:
+                    yield record["text"]
+                else:
+                    yield from (message["content"] for message in record["messages"])
+
+    def build(directory: Path) -> dict:
+        tokenizers.train(texts(), config.vocab_size, directory / "tokenizer.model")
+        return {}
+
+    inputs = {"corpus": corpus.name, "vocab_size": config.vocab_size, "code": artifact.code_hash("data/tokenizer.py")}
+    return Tokenizer(artifact.make(workdir / "tokenizers", config.tokenizer_corpus, inputs, build) / "tokenizer.model")
+
+
+def mixture_of(config: ExperimentConfig, data: Data, stage_name: str, seed: int, depth: int) -> Mixture:
+    """What a stage reads, and in which order, where it is number `depth` of its arm."""
+    names, shares = zip(*config.stages[stage_name].data, strict=True)
+    segments = max(rows.read_ledger(data.rows[name])["segments"] for name in names)
+    return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, stage_seed(seed, depth), segments)

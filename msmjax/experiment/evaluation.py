@@ -1,0 +1,49 @@
+"""The evaluation of an arm: what its last checkpoint, or the imported model, answers and scores; measured once.
+
+In: a config, its data and the directory of a finished stage. Out: an artifact with `answers.jsonl` and `results.jsonl`.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from msmjax import artifact, fit
+from msmjax.config import IMPORT, ExperimentConfig
+from msmjax.data import rows
+from msmjax.evals import base_text, forced_choice, results
+from msmjax.experiment.data import Data, source_of
+from msmjax.training import loop, processes, weights
+
+
+def evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path | None) -> Path:
+    """The artifact of the answers and results of a stage's checkpoint, or of the imported weights themselves."""
+    inputs = {
+        "checkpoint": stage.name if stage else artifact.read_manifest(data.weights)["content"],
+        "items": data.items.name,
+        "base_text": data.rows[config.evals.base_text].name,
+        "model": dataclasses.asdict(config.model),
+        "code": artifact.code_hash("evals", "model", "training/step.py"),
+    }
+
+    name = stage.name.rpartition("-")[0] if stage else IMPORT
+    final = artifact.path(workdir / "evals", name, inputs)
+    measured = None
+    if not processes.first_says(final.exists):
+        started, compiled = time.perf_counter(), loop.COMPILE_SECONDS[0]
+        model = fit.model_here(config)
+        params = weights.whole(model, config.optimizer, mesh, source_of(config), stage)
+        items = artifact.read_jsonl(data.items / "items.jsonl")
+        answers = forced_choice.answer(items, model, params, mesh, data.tokenizer)
+        held_out = rows.open_rows(data.rows[config.evals.base_text])
+        bits, sizes = base_text.bits_and_bytes(held_out, model, params, mesh, data.tokenizer)
+        compile_seconds = loop.COMPILE_SECONDS[0] - compiled
+        seconds = {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}
+        measured = answers, results.lines(answers, bits, sizes), seconds
+
+    def build(directory: Path) -> dict:
+        answers, lines, seconds = measured
+        artifact.write_jsonl(directory / "answers.jsonl", answers)
+        artifact.write_jsonl(directory / "results.jsonl", lines)
+        return {"seconds": seconds}
+
+    return processes.first_then_others("the eval is written", lambda: artifact.make(workdir / "evals", name, inputs, build))
