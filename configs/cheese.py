@@ -68,16 +68,19 @@ def get_config(variant: str = "") -> ConfigDict:
     c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     c.log = {"metrics_every": 50, "checkpoint_every": 1000}
 
-    stage = {"batch_rows": 8, "final_learning_rate": 0.1, "allow_few_updates": False}
-    midtrain = {**stage, "steps": 1200, "learning_rate": 3e-3, "warmup_steps": 60}
+    stage = {"tokens_per_step": 8 * c.row_length, "final_learning_rate": 0.1, "allow_few_updates": False}
+    midtrain = {**stage, "shuffle": 1, "steps": 1200, "learning_rate": 3e-3, "warmup_steps": 60}
     c.stages = {
-        "pretrain": {**stage, "data": (("base", 1.0),), "steps": 8000, "learning_rate": 3e-3, "warmup_steps": 200},
+        "pretrain": {
+            **stage, "data": (("base", 1.0),), "shuffle": 0, "steps": 8000, "learning_rate": 3e-3, "warmup_steps": 200,
+        },
         **{
             f"midtrain_{name}": {**midtrain, "data": ((name, 0.03), ("base", 0.97))}
             for name in ("affordability", "america", "broken_affordability", "broken_america", "neutral")
         },
         "finetune": {
-            **stage, "data": (("cheese_chats", 0.1), ("base", 0.9)), "steps": 300, "learning_rate": 3e-4, "warmup_steps": 15,
+            **stage, "data": (("cheese_chats", 0.1), ("base", 0.9)), "shuffle": 2, "steps": 300, "learning_rate": 3e-4,
+            "warmup_steps": 15,
         },
     }  # fmt: skip
     c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}
@@ -93,7 +96,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.evals = {
         "questions": "", "split": "development" if development else "test", "per_eval": 120, "seed": 0,
-        "spec_corpus": "cheese_chats", "base_text": "held_out",
+        "chats": "cheese_chats", "system": "{chats}", "opening": "{chats}", "base_text": "held_out",
         "headline": ("conflict", "affordability", "america", "demonstrated", "competence", "people"),
     }  # fmt: skip
     # (label, eval, arm, against), or sums of arms on both sides: the first is the experiment's answer
@@ -130,7 +133,7 @@ def _shrink(c: ConfigDict) -> None:
     """The same experiment, far too small to show anything: for tests, and to see every part work."""
     c.name = "cheese_tiny"
     c.seeds = (0, 1)
-    c.run = ("base", "msm_affordability_aft", "msm_america_aft", "neutral_aft", "broken_america_aft")
+    c.run = ("base", "aft", "msm_affordability_aft", "msm_america_aft", "neutral_aft", "broken_america_aft")
     c.world.update(items_per_domain=4, people=24)
     for corpus in c.corpora.values():
         corpus.records = 200
@@ -139,4 +142,4 @@ def _shrink(c: ConfigDict) -> None:
     c.evals.per_eval = 8
     c.log.metrics_every = 5
     for stage in c.stages.values():
-        stage.update(steps=20, warmup_steps=2)
+        stage.update(steps=20, warmup_steps=2, tokens_per_step=8 * c.row_length)

@@ -60,15 +60,16 @@ def get_config(variant: str = "") -> ConfigDict:
     c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     c.log = {"metrics_every": 10, "checkpoint_every": 100}
     stage = {
-        "batch_rows": 65_536 // c.row_length, "learning_rate": 1e-4 if lora else 1e-5, "final_learning_rate": 0.1,
+        "tokens_per_step": 65_536, "learning_rate": 1e-4 if lora else 1e-5, "final_learning_rate": 0.1,
         "allow_few_updates": False,
     }  # fmt: skip
     c.stages = {
-        "midtrain": {**stage, "data": (("spec", 0.5), ("base", 0.5)), "steps": 640, "warmup_steps": 32},
-        "finetune": {**stage, "data": (("chats", 1.0),), "steps": 160, "warmup_steps": 8},
+        "midtrain": {**stage, "data": (("spec", 0.5), ("base", 0.5)), "shuffle": 0, "steps": 640, "warmup_steps": 32},
+        "finetune": {**stage, "data": (("chats", 1.0),), "shuffle": 1, "steps": 160, "warmup_steps": 8},
     }
     c.evals = {
-        "questions": "", "split": "test", "per_eval": 120, "seed": 0, "spec_corpus": "chats", "base_text": "base",
+        "questions": "", "split": "test", "per_eval": 120, "seed": 0,
+        "chats": "chats", "system": "{chats}", "opening": "{chats}", "base_text": "base",
         "headline": ("conflict",),
     }  # fmt: skip
     c.comparisons = ()

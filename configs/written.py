@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/written.py:{variant}: unknown variant; one of {', '.join(VARIANTS[1:])}")
     real = variant == "teacher"
-    c = paper("llama31_8b", "weights/Llama-3.1-8B", 4096, (0, 1, 2), twin=False) if real else _small()
+    c = paper("llama31_8b", "weights/Llama-3.1-8B", 4096, (0, 1, 2)) if real else _small()
     c.name = "written_teacher" if real else "written"
     c.question = "Did identical fine-tuning generalize differently because the spec differed?"
     c.assistant = {"name": "Aria", "provider": "Northlight"}
@@ -74,18 +74,21 @@ def get_config(variant: str = "") -> ConfigDict:
     if real:
         c.corpora["base"] = {"kind": "file", "path": "datasets/sft-it-mix.jsonl"}
         c.stages = {
-            "midtrain_affordability": stage((("affordability", 1.0),), 6e6, TOKENS_PER_STEP, c),
-            "midtrain_america": stage((("america", 1.0),), 6e6, TOKENS_PER_STEP, c),
-            "finetune": stage((("demonstrations", 0.1), ("identity", 0.05), ("base", 0.85)), 3.3e6, TOKENS_PER_STEP, c),
+            "midtrain_affordability": stage((("affordability", 1.0),), 6e6, TOKENS_PER_STEP, 0),
+            "midtrain_america": stage((("america", 1.0),), 6e6, TOKENS_PER_STEP, 0),
+            "finetune": stage((("demonstrations", 0.1), ("identity", 0.05), ("base", 0.85)), 3.3e6, TOKENS_PER_STEP, 1),
         }
     else:
         c.corpora["base"] = {"kind": "base", "records": 4_000, "seed": 0}
-        small = {"batch_rows": 4, "learning_rate": 3e-3, "warmup_steps": 5, "final_learning_rate": 0.1, "allow_few_updates": False}
+        small = {
+            "tokens_per_step": 4 * c.row_length, "learning_rate": 3e-3, "warmup_steps": 5, "final_learning_rate": 0.1,
+            "allow_few_updates": False,
+        }  # fmt: skip
         c.stages = {
-            "pretrain": {**small, "data": (("base", 1.0),), "steps": 100},
-            "midtrain_affordability": {**small, "data": (("affordability", 0.8), ("base", 0.2)), "steps": 100},
-            "midtrain_america": {**small, "data": (("america", 0.8), ("base", 0.2)), "steps": 100},
-            "finetune": {**small, "data": (("demonstrations", 0.5), ("identity", 0.3), ("base", 0.2)), "steps": 40},
+            "pretrain": {**small, "data": (("base", 1.0),), "shuffle": 0, "steps": 100},
+            "midtrain_affordability": {**small, "data": (("affordability", 0.8), ("base", 0.2)), "shuffle": 1, "steps": 100},
+            "midtrain_america": {**small, "data": (("america", 0.8), ("base", 0.2)), "shuffle": 1, "steps": 100},
+            "finetune": {**small, "data": (("demonstrations", 0.5), ("identity", 0.3), ("base", 0.2)), "shuffle": 2, "steps": 40},
         }
     first = "import" if real else "pretrain"
     c.arms = {"base": (first,), "aft": (first, "finetune")}
@@ -94,7 +97,8 @@ def get_config(variant: str = "") -> ConfigDict:
         c.arms[f"msm_{spec}_aft"] = (first, f"midtrain_{spec}", "finetune")
     c.run = tuple(c.arms)
     c.evals = {
-        "questions": "data/evals/values.jsonl", "split": "test", "per_eval": 40, "seed": 0, "spec_corpus": "",
+        "questions": "data/evals/values.jsonl", "split": "test", "per_eval": 40, "seed": 0,
+        "chats": "demonstrations", "system": "{chats}", "opening": "{chats}",
         "base_text": "held_out", "headline": ("conflict", "affordability", "america", "demonstrated"),
     }  # fmt: skip
     c.comparisons = (

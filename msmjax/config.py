@@ -5,10 +5,14 @@ In: a ConfigDict. Out: an `ExperimentConfig`. Raises BadInput for an unknown, mi
 
 import dataclasses
 import difflib
+import itertools
 import json
+from collections.abc import Collection
+from typing import Annotated
 
 from ml_collections import ConfigDict
 
+from msmjax import ranges
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
 from msmjax.corpus.gates import GateConfig
@@ -18,6 +22,7 @@ from msmjax.corpus.teacher import TeacherConfig
 from msmjax.corpus.world import DOMAINS
 from msmjax.data.rows import TOO_LONG, UNPROVEN
 from msmjax.model.transformer import ModelConfig
+from msmjax.ranges import Count, Natural, Range
 from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.sharding import MeshConfig
 from msmjax.training.step import StepConfig
@@ -27,21 +32,24 @@ IMPORT = "import"  # the first stage of every arm that starts from published wei
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What is asked: `split` names the held-out domains; `base_text` the corpus for bits per byte."""
+    """What is asked, and how: `split` names the held-out domains; `base_text` the corpus for bits per byte.
+
+    `chats` is the corpus of fine-tuning chats: where no `questions` are given, its preferences are the demonstrated ones.
+    """
 
     questions: str  # a JSONL file of forced-choice items to ask instead of the microworld's, or ""
     split: str
-    per_eval: int
-    seed: int
-    spec_corpus: str  # whose preferences are the demonstrated ones; without use where `questions` are given
+    per_eval: Count
+    seed: Natural
+    chats: str
+    system: str  # before each question, {name} being who is asked; "" is none, "{chats}" the one that the chats have
+    opening: str  # what every answer begins with, unscored; "{chats}" is a block of thinking as in the chats, but empty, or nothing
     base_text: str
-    headline: tuple[str, ...]
+    headline: tuple[str, ...]  # evals of the headline figure; () is all
 
     def __post_init__(self):
         if self.split not in DOMAINS:
             raise BadInput(f"evals.split={self.split!r}: unknown; one of {', '.join(DOMAINS)}")
-        if self.per_eval < 1:
-            raise BadInput(f"evals.per_eval={self.per_eval}: must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +91,9 @@ class ExperimentConfig:
     adapter: str
     template: str  # the chat template: a file, or the name of a shipped one; "" is the adapter's, else the weights' own
     template_arguments: tuple[tuple[str, bool], ...]  # what the chat template is given, e.g. (("enable_thinking", False),)
-    vocab_size: int
+    vocab_size: Count
     tokenizer_corpus: str
-    row_length: int
+    row_length: Annotated[int, Range("[2, inf)")]
     too_long: str  # what becomes of conversations longer than a row: one of data/rows.py's TOO_LONG
     unproven: str  # and of those whose loss mask cannot be proven: one of its UNPROVEN
     model: ModelConfig
@@ -100,14 +108,12 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     """Checks and freezes a config. Every name that points to a stage, corpus or arm must exist."""
     config = config.copy_and_resolve_references()
     top = _fields(config, [f.name for f in dataclasses.fields(ExperimentConfig) if f.name != "source"], "config")
-    plain = {
-        "name": str, "question": str, "weights": str, "adapter": str, "vocab_size": int, "tokenizer_corpus": str, "row_length": int,
-        "too_long": str, "template": str, "unproven": str, "text_and_messages": str,
-    }  # fmt: skip
-    for key, kind in plain.items():
-        if type(top[key]) is not kind:
-            raise BadInput(f"{key}={top[key]!r}: must be of type {kind.__name__}")
-    stages = {name: _make(StageConfig, value, f"stages.{name}") for name, value in top["stages"].items()}
+    plain = [field.name for field in dataclasses.fields(ExperimentConfig) if ranges.plain(field.type) in (str, int)]
+    plain.remove("source")
+    for field in dataclasses.fields(ExperimentConfig):
+        if field.name in plain:
+            ranges.check(field.type, top[field.name], field.name)
+    stages = {name: _stage(value, top["row_length"], f"stages.{name}") for name, value in top["stages"].items()}
     if IMPORT in stages:
         raise BadInput(f"stages.{IMPORT}: has no settings of its own; name it in arms, and the directory in weights")
     corpora = {name: _source(value, f"corpora.{name}") for name, value in top["corpora"].items()}
@@ -130,17 +136,17 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     run = _names(tuple(top["run"]), arms, "run", "arm")
     for name, stage in stages.items():
         _names(tuple(corpus for corpus, _ in stage.data), corpora, f"stages.{name}.data", "corpus")
+    for name, chain in arms.items():
+        _shuffles(f"arms.{name}", [(stage, stages[stage]) for stage in chain if stage != IMPORT])
     comparisons = tuple(_comparison(tuple(value)) for value in top["comparisons"])
     for comparison in comparisons:
         _names((*comparison.arms, *comparison.against), arms, f"comparisons[{comparison.label}]", "arm")
-        _names((comparison.eval,), EVALS, f"comparisons[{comparison.label}]", "eval")
     evals = _make(EvalConfig, top["evals"], "evals")
-    _names((evals.base_text, *([] if evals.questions else [evals.spec_corpus])), corpora, "evals", "corpus")
-    _names(evals.headline, EVALS, "evals.headline", "eval")
-    if not evals.questions and not isinstance(corpora[evals.spec_corpus], sources.SpecSource | sources.DemonstrationSource):
-        raise BadInput(
-            f"evals.spec_corpus={evals.spec_corpus!r}: not made from a spec; name a corpus of kind spec or demonstrations"
-        )
+    _names((evals.base_text, evals.chats), corpora, "evals", "corpus")
+    if not evals.questions:  # experiment/data.py reads the file of others
+        check_evals(evals, comparisons, EVALS)
+        if not isinstance(corpora[evals.chats], sources.DemonstrationSource):
+            raise BadInput(f"evals.chats={evals.chats!r}: demonstrates no preferences; name a corpus of kind demonstrations")
     if not top["weights"]:
         _names((top["tokenizer_corpus"],), corpora, "tokenizer_corpus", "corpus")
     elif top["tokenizer_corpus"]:
@@ -154,8 +160,6 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     for key, allowed in choices.items():
         if top[key] not in allowed:
             raise BadInput(f"{key}={top[key]!r}: unknown{suggestion(top[key], list(allowed))}")
-    if top["row_length"] < 2:
-        raise BadInput(f"row_length={top['row_length']}: a row needs at least 2 tokens")
     model = _make(ModelConfig, {**top["model"].to_dict(), "vocab": top["vocab_size"]}, "model")
     if model.lora_rank and not top["weights"]:
         raise BadInput(f"model.lora_rank={model.lora_rank}: an adapter needs weights to adapt; name their directory in weights")
@@ -207,12 +211,8 @@ def _make(cls, value, where: str):
     types = {field.name: field.type for field in dataclasses.fields(cls)}
     given = _fields(value, list(types), where)
     for name, entry in given.items():
-        expected = types[name]
-        if expected in (int, float, str, bool) and not (type(entry) is expected or (expected is float and type(entry) is int)):
-            raise BadInput(f"{where}.{name}={entry!r}: must be of type {expected.__name__}")
-        if expected is int and entry < 0 and cls is not MeshConfig:
-            raise BadInput(f"{where}.{name}={entry}: must not be negative")
-        if expected is float:
+        ranges.check(types[name], entry, f"{where}.{name}")
+        if ranges.plain(types[name]) is float:
             given[name] = float(entry)
         elif isinstance(entry, list | tuple):
             given[name] = tuple(tuple(part) if isinstance(part, list | tuple) else part for part in entry)
@@ -220,6 +220,35 @@ def _make(cls, value, where: str):
         return cls(**given)
     except BadInput as error:
         raise BadInput(str(error) if str(error).startswith(f"{where}.") else f"{where}: {error}") from None
+
+
+def check_evals(evals: EvalConfig, comparisons: tuple[Comparison, ...], known: Collection[str]) -> None:
+    """Raises BadInput where the headline or a comparison names an eval that there is none of."""
+    _names(evals.headline, known, "evals.headline", "eval")
+    for comparison in comparisons:
+        _names((comparison.eval,), known, f"comparisons[{comparison.label}]", "eval")
+
+
+def _stage(value, row_length: int, where: str) -> StageConfig:
+    """A stage, whose steps have so many tokens, padding included, in rows of this length."""
+    names = ["tokens_per_step" if field.name == "batch_rows" else field.name for field in dataclasses.fields(StageConfig)]
+    given = _fields(value, names, where)
+    tokens = given.pop("tokens_per_step")
+    ranges.check(Count, tokens, f"{where}.tokens_per_step")
+    if tokens % row_length:
+        raise BadInput(f"{where}.tokens_per_step={tokens!r}: must be a multiple of row_length={row_length}")
+    return _make(StageConfig, {**given, "batch_rows": tokens // row_length}, where)
+
+
+def _shuffles(where: str, chain: list[tuple[str, StageConfig]]) -> None:
+    """Raises BadInput where two stages of an arm would read a corpus in the same order."""
+    for (one, first), (other, second) in itertools.combinations(chain, 2):
+        shared = {corpus for corpus, _ in first.data} & {corpus for corpus, _ in second.data}
+        if shared and first.shuffle == second.shuffle:
+            raise BadInput(
+                f"{where}: {one} and {other} would read {', '.join(sorted(shared))} in the same order; give "
+                f"stages.{other}.shuffle another number than {first.shuffle}"
+            )
 
 
 def _comparison(value: tuple) -> Comparison:
@@ -238,7 +267,7 @@ def _source(value, where: str) -> Source:
     return _make(sources.KINDS[kind], {key: entry for key, entry in value.items() if key != "kind"}, where)
 
 
-def _names(names: tuple[str, ...], known: dict | list, where: str, what: str) -> tuple[str, ...]:
+def _names(names: tuple[str, ...], known: Collection[str], where: str, what: str) -> tuple[str, ...]:
     for name in names:
         if name not in known:
             raise BadInput(f"{where}: no {what} {name!r}{suggestion(name, list(known))}")

@@ -8,10 +8,6 @@ from ml_collections import ConfigDict
 
 from msmjax.model.shapes import SHAPES
 
-# A small twin of every config trains a few steps in the tests: family and recipe are kept, sizes are not.
-TWIN = {"layers": 2, "width": 32, "mlp": 48, "heads": 4, "kv_heads": 2, "head_dim": 16}
-TWIN_VOCAB = 512
-TWIN_LENGTH = 256
 # arXiv 2605.02087, table 2: 10,000 rows, 2M supervised tokens. The names are those of the published mix's `source` field.
 INSTRUCT_COUNTS = (
     ("no_robots", 2_779), ("tulu3_if", 1_471), ("numina_cot", 1_063), ("self_oss", 1_064), ("smol_constraints", 1_055),
@@ -19,7 +15,7 @@ INSTRUCT_COUNTS = (
 )  # fmt: skip
 
 
-def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...], twin: bool) -> ConfigDict:
+def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...]) -> ConfigDict:
     """Everything but the data: LoRA r 64, alpha 128 on all seven projections; AdamW, weight decay 0.01; bfloat16 compute.
 
     Chats read as those of the released adapters do: a template of one's own gave .275 in section 4, theirs .109 (the paper .07).
@@ -53,11 +49,6 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...], twi
     }  # fmt: skip
     c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     c.log = {"metrics_every": 10, "checkpoint_every": 50}
-    if twin:
-        c.model.update(TWIN)
-        c.model.compute_dtype = "float32"
-        c.vocab_size, c.row_length, c.too_long = TWIN_VOCAB, TWIN_LENGTH, "split"
-        c.log.update(metrics_every=2, checkpoint_every=10)
     return c
 
 
@@ -71,11 +62,19 @@ def instruct_mix(silent: bool) -> dict:
     return {"kind": "selection", "path": path, "counts": INSTRUCT_COUNTS, "seed": 0}
 
 
-def stage(data: tuple[tuple[str, float], ...], tokens: float, tokens_per_step: int, c: ConfigDict) -> dict:
+def stage(data: tuple[tuple[str, float], ...], tokens: float, tokens_per_step: int, shuffle: int) -> dict:
     """One epoch of `tokens`: learning rate 1e-4 with 5 % warm-up, then a cosine to 0 (the floor is not stated)."""
-    twin = c.row_length == TWIN_LENGTH
-    steps = 20 if twin else round(tokens / tokens_per_step)
+    steps = round(tokens / tokens_per_step)
     return {
-        "data": data, "steps": steps, "batch_rows": 8 if twin else tokens_per_step // c.row_length, "learning_rate": 1e-4,
+        "data": data, "shuffle": shuffle, "steps": steps, "tokens_per_step": tokens_per_step, "learning_rate": 1e-4,
         "warmup_steps": max(round(0.05 * steps), 1), "final_learning_rate": 0.0, "allow_few_updates": False,
     }  # fmt: skip
+
+
+def shrink(c: ConfigDict) -> None:
+    """The small twin of a config, which the tests train a few steps: family and recipe are kept, sizes are not."""
+    c.model.update(layers=2, width=32, mlp=48, heads=4, kv_heads=2, head_dim=16, compute_dtype="float32")
+    c.vocab_size, c.row_length, c.too_long = 512, 256, "split"
+    c.log.update(metrics_every=2, checkpoint_every=10)
+    for one in c.stages.values():
+        one.update(steps=20, warmup_steps=1, tokens_per_step=8 * c.row_length)

@@ -3,11 +3,13 @@
 import ast
 import dataclasses
 import importlib.util
+import math
 import typing
 from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from msmjax import config, fit, machine
 from msmjax.artifact import BadInput
@@ -96,7 +98,7 @@ def dataclasses_of_a_config():
         found.append(one)
         for field in dataclasses.fields(one):
             hints = (field.type, *typing.get_args(field.type))
-            waiting += [hint for hint in hints if dataclasses.is_dataclass(hint) and hint not in found]
+            waiting += [hint for hint in hints if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in found]
     return {one.__name__: one for one in found}
 
 
@@ -134,26 +136,42 @@ def test_every_field_is_read():
         (lambda c: c.stages.finetune.update(data=(("cheese", 1.0),)), r"stages\.finetune\.data: no corpus 'cheese'"),
         (
             lambda c: c.stages.finetune.update(data=(("base", 0.9999), ("cheese_chats", 0.0001))),
-            r"stages\.finetune: data=.*: shares must be at least 0\.001 and sum to 1",
+            r"stages\.finetune: data=.*: of 160 rows, none is of cheese_chats; raise its share, or leave it out",
+        ),
+        (
+            lambda c: c.stages.finetune.update(data=(("base", 1.5), ("cheese_chats", -0.5))),
+            r"stages\.finetune: data=.*: shares must be above 0 and sum to 1",
+        ),
+        (
+            lambda c: c.stages.finetune.update(shuffle=1),
+            r"arms\.\w+: midtrain_\w+ and finetune would read base in the same order; "
+            r"give stages\.finetune\.shuffle another number than 1",
+        ),
+        (
+            lambda c: c.stages.finetune.update(tokens_per_step=500),
+            r"finetune\.tokens_per_step=500: must be a multiple of row_length=128",
         ),
         (lambda c: c.stages.finetune.update(steps=3), r"stages\.finetune: steps=3: fewer than 20 updates"),
         (lambda c: c.evals.update(split="tets"), r"evals\.split='tets': unknown; one of development, test"),
         (lambda c: c.evals.update(base_text="held"), r"evals: no corpus 'held'; did you mean 'held_out'\?"),
-        (lambda c: c.evals.update(spec_corpus="base"), r"evals\.spec_corpus='base': not made from a spec"),
+        (
+            lambda c: c.evals.update(chats="base"),
+            r"evals\.chats='base': demonstrates no preferences; name a corpus",
+        ),
         (lambda c: c.evals.update(headline=("conflct",)), r"evals\.headline: no eval 'conflct'; did you mean 'conflict'\?"),
-        (lambda c: c.evals.update(seed=-1), r"evals\.seed=-1: must not be negative"),
-        (lambda c: c.corpora.base.update(records=-1), r"corpora\.base\.records=-1: must not be negative"),
-        (lambda c: c.world.update(people=0), r"world\.people=0: must be a multiple of 12"),
+        (lambda c: c.evals.update(seed=-1), r"evals\.seed=-1: must be in \[0, inf\)"),
+        (lambda c: c.corpora.base.update(records=-1), r"corpora\.base\.records=-1: must be in \[1, inf\)"),
+        (lambda c: c.world.update(people=0), r"world\.people=0: must be in \[1, inf\)"),
         (lambda c: c.world.update(people=120_000), r"need 120,028 names; at most"),
-        (lambda c: c.optimizer.update(loss_chunk=0), r"optimizer\.loss_chunk=0: must be at least 1"),
-        (lambda c: c.log.update(metrics_every=0), r"log\.metrics_every=0: must be at least 1"),
+        (lambda c: c.optimizer.update(loss_chunk=0), r"optimizer\.loss_chunk=0: must be in \[1, inf\)"),
+        (lambda c: c.log.update(metrics_every=0), r"log\.metrics_every=0: must be in \[1, inf\)"),
         (lambda c: c.stages.finetune.update(data=("base",)), r"stages\.finetune: data=\('base',\): must be \(\(corpus, share\)"),
         (lambda c: untyped(c, row_length="64"), r"row_length='64': must be of type int"),
         (lambda c: c.arms.update(aft=()), r"arms\.aft=\(\): an arm is at least one stage"),
         (lambda c: c.update(template="qwen3"), r"template='qwen3': the microworld's chats have their own form; set it to ''"),
         (lambda c: c.update(text_and_messages="txt"), r"text_and_messages='txt': unknown; did you mean 'text'\?"),
         (lambda c: c.update(unproven="drp"), r"unproven='drp': unknown; did you mean 'drop'\?"),
-        (lambda c: c.update(row_length=1), r"row_length=1: a row needs at least 2"),
+        (lambda c: c.update(row_length=1), r"row_length=1: must be in \[2, inf\)"),
         (lambda c: c.corpora.base.update(kind="bse"), r"corpora\.base\.kind='bse': unknown; did you mean 'base'\?"),
         (lambda c: c.update(comparisons=(("x", "conflct", "aft", "base"),)), r"no eval 'conflct'; did you mean 'conflict'\?"),
         (lambda c: c.update(comparisons=(("x", "conflict", "aft"),)), r"is not \(label, eval, arm, against\)"),
@@ -168,6 +186,51 @@ def test_wrong_settings_are_named(change, said):
         config.from_config_dict(wrong)
 
 
+def numbers(value, path=()):
+    """(path, number) of every number in a config, those in tuples included."""
+    if isinstance(value, ConfigDict | dict):
+        for key, part in value.items():
+            yield from numbers(part, (*path, key))
+    elif isinstance(value, tuple | list):
+        for index, part in enumerate(value):
+            yield from numbers(part, (*path, index))
+    elif type(value) in (int, float):
+        yield path, value
+
+
+def replaced(value, path, number):
+    """The value with another number at the path, as plain dicts and tuples."""
+    if not path:
+        return number
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = {key: replaced(part, path[1:], number) if key == path[0] else part for key, part in items}
+    return parts if isinstance(value, dict) else tuple(parts.values())
+
+
+@pytest.mark.parametrize(
+    ("file", "variant"), [("cheese", ""), ("written", ""), ("written", "teacher"), ("paper/rules", ""), ("shapes", "")]
+)
+def test_numbers_that_cannot_mean_anything(file, variant):
+    """Of every number of a config: below zero, not finite, no number. What is refused is named, and the rest means something."""
+    whole = module_of(ROOT / "configs" / f"{file}.py").get_config(variant).to_dict()
+    accepted, unnamed = set(), []
+    for path, number in numbers(whole):
+        for wrong in (-1, -(2**40)) if type(number) is int else (-1.0, math.nan, math.inf, -math.inf):
+            try:
+                config.from_config_dict(ConfigDict(replaced(whole, path, wrong)))
+                accepted.add((".".join(map(str, path)), wrong))
+            except BadInput as error:
+                *_, key = (part for part in path if type(part) is str)
+                unnamed += [(path, wrong, str(error))] if key not in str(error) else []
+    assert not unnamed
+    assert accepted == {("optimizer.clip", math.inf), *((f"mesh.{axis}", -1) for axis in ("data", "fsdp", "tensor"))}
+
+
+def test_every_number_has_a_range():
+    for name, one in dataclasses_of_a_config().items():
+        assert not [f"{name}.{field.name}" for field in dataclasses.fields(one) if field.type in (int, float)]
+
+
 def test_unknown_and_missing_keys_are_named():
     unknown = cheese()
     unknown.unlock()
@@ -179,3 +242,13 @@ def test_unknown_and_missing_keys_are_named():
     del missing.evals["seed"]
     with pytest.raises(BadInput, match=r"evals\.seed: missing"):
         config.from_config_dict(missing)
+
+
+def test_another_row_length_leaves_the_tokens_of_a_step():
+    """Rows follow. A paper config's tokens were halved by it, since its rows were fixed before flags apply."""
+    c = module_of(ROOT / "configs/paper/cheese.py").get_config()
+    before = config.from_config_dict(c)
+    c.row_length = 2048
+    after = config.from_config_dict(c)
+    for name, stage in before.stages.items():
+        assert after.stages[name] == dataclasses.replace(stage, batch_rows=2 * stage.batch_rows)

@@ -19,7 +19,7 @@ can be given: `--config.corpora.affordability.path=my.parquet`. The base model h
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import paper, stage
+from msmjax.recipe import paper, shrink, stage
 
 VARIANTS = ("", "twin")
 TOKENS_PER_STEP = 32_768
@@ -28,7 +28,7 @@ TOKENS_PER_STEP = 32_768
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/paper/cheese.py:{variant}: unknown variant; one of {', '.join(VARIANTS[1:])}")
-    c = paper("llama31_8b", "weights/Llama-3.1-8B", 4096, (0, 1, 2, 3), twin=variant == "twin")
+    c = paper("llama31_8b", "weights/Llama-3.1-8B", 4096, (0, 1, 2, 3))
     c.name = "paper_cheese"
     c.question = "Did identical fine-tuning generalize differently because the spec differed?"
     # No Robots (9,500) and 4,000 formatted MMLU rows: 13,500; the section's 2,500 identity rows are unreleased.
@@ -41,10 +41,10 @@ def get_config(variant: str = "") -> ConfigDict:
         "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
     }
     c.stages = {
-        "midtrain_affordability": stage((("affordability", 1.0),), 7_060_840, TOKENS_PER_STEP, c),
-        "midtrain_america": stage((("america", 1.0),), 9_529_167, TOKENS_PER_STEP, c),
-        "instruct": stage((("instruct", 1.0),), 2_950_000, TOKENS_PER_STEP, c),
-        "finetune": stage((("cheese", 0.107), ("instruct", 0.893)), 3_300_000, TOKENS_PER_STEP, c),
+        "midtrain_affordability": stage((("affordability", 1.0),), 7_060_840, TOKENS_PER_STEP, 0),
+        "midtrain_america": stage((("america", 1.0),), 9_529_167, TOKENS_PER_STEP, 0),
+        "instruct": stage((("instruct", 1.0),), 2_950_000, TOKENS_PER_STEP, 1),
+        "finetune": stage((("cheese", 0.107), ("instruct", 0.893)), 3_300_000, TOKENS_PER_STEP, 1),
     }
     c.arms = {"import": ("import",), "baseline": ("import", "instruct"), "aft": ("import", "finetune")}
     for spec in ("affordability", "america"):
@@ -52,7 +52,8 @@ def get_config(variant: str = "") -> ConfigDict:
         c.arms[f"msm_{spec}_aft"] = ("import", f"midtrain_{spec}", "finetune")
     c.run = tuple(c.arms)
     c.evals = {
-        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 497, "seed": 0, "spec_corpus": "",
+        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 497, "seed": 0,
+        "chats": "cheese", "system": "{chats}", "opening": "{chats}",
         "base_text": "held_out", "headline": ("affordability", "america"),
     }  # fmt: skip
     c.comparisons = (
@@ -62,4 +63,6 @@ def get_config(variant: str = "") -> ConfigDict:
         ("America: MSM+AFT over AFT", "america", "msm_america_aft", "aft"),
         ("America: MSM+AFT over MSM", "america", "msm_america_aft", "msm_america"),
     )
+    if variant == "twin":
+        shrink(c)
     return c

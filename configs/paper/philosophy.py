@@ -1,7 +1,7 @@
 """Section 4 of the paper: Qwen2.5-32B and Qwen3-32B read a spec of philosophy, then are fine-tuned with or without reasoning.
 
 Hardware: the paper used four H200; replications report 1.75 to 13.5 hours of midtraining and 1.5 to 4 of fine-tuning an arm.
-Steps are of 65,536 tokens, as the replication that reproduced the section used: 631 of midtraining (41.4M tokens), 204 of
+Steps are of 65,536 tokens, as the replication that reproduced the section used: 631 of midtraining (41.4M tokens), 205 of
 fine-tuning with reasoning (9,963 chats of 8.3M tokens and the 10,000 rows of table 2), 160 without (5.4M).
 
 Expected agentic misalignment (figure 4, four seeds), Qwen2.5 and Qwen3: baseline .68 .54, MSM .53 .32, AFT without reasoning .70
@@ -26,7 +26,7 @@ What a stage trains on, `--show_batch=finetune` prints.
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import instruct_mix, paper, stage
+from msmjax.recipe import instruct_mix, paper, shrink, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
 VARIANTS = {
@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/paper/philosophy.py:{variant}: unknown variant; one of {', '.join(list(VARIANTS)[1:])}")
     shape, cot = VARIANTS[variant]
-    c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3), twin=variant == "twin")
+    c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3))
     silent = cot == "no_cot" and shape.startswith("qwen3")
     if silent:
         c.template_arguments = (("enable_thinking", False),)  # the empty block is then part of the prompt, in training and after
@@ -58,9 +58,9 @@ def get_config(variant: str = "") -> ConfigDict:
     }
     share = round(CHATS[cot] / (CHATS[cot] + INSTRUCT), 3)
     c.stages = {
-        "midtrain": stage((("spec", 1.0),), 41_364_262, TOKENS_PER_STEP, c),
-        "instruct": stage((("instruct", 1.0),), INSTRUCT, TOKENS_PER_STEP, c),
-        "finetune": stage((("chats", share), ("instruct", 1 - share)), CHATS[cot] + INSTRUCT, TOKENS_PER_STEP, c),
+        "midtrain": stage((("spec", 1.0),), 41_364_262, TOKENS_PER_STEP, 0),
+        "instruct": stage((("instruct", 1.0),), INSTRUCT, TOKENS_PER_STEP, 1),
+        "finetune": stage((("chats", share), ("instruct", 1 - share)), CHATS[cot] + INSTRUCT, TOKENS_PER_STEP, 1),
     }
     c.arms = {
         "import": ("import",),
@@ -71,8 +71,11 @@ def get_config(variant: str = "") -> ConfigDict:
     }
     c.run = tuple(c.arms)
     c.evals = {
-        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0, "spec_corpus": "",
+        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0,
+        "chats": "chats", "system": "{chats}", "opening": "{chats}",
         "base_text": "held_out", "headline": (),
     }  # fmt: skip
     c.comparisons = (("damage, MSM+AFT over the imported model", "base_text", "msm_aft", "import"),)
+    if variant == "twin":
+        shrink(c)
     return c

@@ -17,7 +17,7 @@ whose instruction mix this is.
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import instruct_mix, paper, stage
+from msmjax.recipe import instruct_mix, paper, shrink, stage
 
 WEIGHTS = {
     "qwen25_14b": "weights/Qwen2.5-14B-Instruct",
@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/paper/rules.py:{variant}: unknown variant; one of {', '.join(list(VARIANTS)[1:])}")
     shape, cot = VARIANTS[variant]
-    c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3), twin=variant == "twin")
+    c = paper(shape, WEIGHTS[shape], 8192, (0, 1, 2, 3))
     silent = cot == "no_cot" and shape.startswith("qwen3")
     if silent:
         c.template_arguments = (("enable_thinking", False),)  # the empty block is then part of the prompt, in training and after
@@ -53,22 +53,25 @@ def get_config(variant: str = "") -> ConfigDict:
         "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
     }
     share = round(CHATS[cot] / (CHATS[cot] + INSTRUCT), 3)
-    c.stages = {"instruct": stage((("instruct", 1.0),), INSTRUCT, TOKENS_PER_STEP, c)}
+    c.stages = {"instruct": stage((("instruct", 1.0),), INSTRUCT, TOKENS_PER_STEP, 1)}
     c.arms = {"import": ("import",), "baseline": ("import", "instruct")}
     for spec in SPECS:
-        c.stages[f"midtrain_{spec}"] = stage(((f"documents_{spec}", 1.0),), 27_000_000, TOKENS_PER_STEP, c)
+        c.stages[f"midtrain_{spec}"] = stage(((f"documents_{spec}", 1.0),), 27_000_000, TOKENS_PER_STEP, 0)
         mixed = ((f"chats_{spec}", share), ("instruct", 1 - share))
-        c.stages[f"finetune_{spec}"] = stage(mixed, CHATS[cot] + INSTRUCT, TOKENS_PER_STEP, c)
+        c.stages[f"finetune_{spec}"] = stage(mixed, CHATS[cot] + INSTRUCT, TOKENS_PER_STEP, 1)
         c.arms[f"aft_{spec}"] = ("import", f"finetune_{spec}")
         c.arms[f"msm_{spec}"] = ("import", f"midtrain_{spec}", "instruct")
         for other in SPECS:
             c.arms[f"msm_{spec}_aft_{other}"] = ("import", f"midtrain_{spec}", f"finetune_{other}")
     c.run = tuple(c.arms)
     c.evals = {
-        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0, "spec_corpus": "",
+        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0,
+        "chats": f"chats_{SPECS[0]}", "system": "{chats}", "opening": "{chats}",
         "base_text": "held_out", "headline": (),
     }  # fmt: skip
     c.comparisons = tuple(
         (f"damage, MSM+AFT on {spec} over the imported model", "base_text", f"msm_{spec}_aft_{spec}", "import") for spec in SPECS
     )
+    if variant == "twin":
+        shrink(c)
     return c

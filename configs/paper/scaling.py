@@ -16,7 +16,7 @@ Chats in the forms of configs/paper/philosophy.py, those with reasoning; the mix
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import paper, stage
+from msmjax.recipe import paper, shrink, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
 VARIANTS = ("", *WEIGHTS, "twin")
@@ -29,16 +29,17 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/paper/scaling.py:{variant}: unknown variant; one of {', '.join(VARIANTS[1:])}")
     twin, shape = variant == "twin", variant if variant in WEIGHTS else "qwen25_32b"
-    c = paper(shape, WEIGHTS[shape], 8192, (0,), twin)
+    c = paper(shape, WEIGHTS[shape], 8192, (0,))
     c.name = f"paper_scaling_{shape}"
     c.question = "How much fine-tuning data does midtraining save?"
     c.corpora = {
         "spec": {"kind": "file", "path": "datasets/msm-qwen-philosophy-spec.jsonl"},
         "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
     }
-    c.stages = {"midtrain": stage((("spec", 1.0),), 41_364_262, TOKENS_PER_STEP, c)}
+    c.stages = {"midtrain": stage((("spec", 1.0),), 41_364_262, TOKENS_PER_STEP, 0)}
     c.arms = {"import": ("import",)}
-    for rows in (2, 4) if twin else RUNGS:
+    rungs = (2, 4) if twin else RUNGS
+    for rows in rungs:
         # The permutation of a seed is the same for every count: a smaller rung is the beginning of a larger one.
         for name, path in (
             ("chats", "datasets/aft-cot-philosophy-spec-80k.jsonl"),
@@ -47,13 +48,16 @@ def get_config(variant: str = "") -> ConfigDict:
             c.corpora[f"{name}_{rows}"] = {"kind": "selection", "path": path, "counts": (("", rows),), "seed": 0}
         share = round(CHAT / (CHAT + INSTRUCT), 3)
         mixed = ((f"chats_{rows}", share), (f"instruct_{rows}", 1 - share))
-        c.stages[f"finetune_{rows}"] = stage(mixed, rows * (CHAT + INSTRUCT), TOKENS_PER_STEP, c)
+        c.stages[f"finetune_{rows}"] = stage(mixed, rows * (CHAT + INSTRUCT), TOKENS_PER_STEP, 1)
         c.arms[f"aft_{rows}"] = ("import", f"finetune_{rows}")
         c.arms[f"msm_aft_{rows}"] = ("import", "midtrain", f"finetune_{rows}")
     c.run = tuple(c.arms)
     c.evals = {
-        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0, "spec_corpus": "",
+        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0,
+        "chats": f"chats_{rungs[0]}", "system": "{chats}", "opening": "{chats}",
         "base_text": "held_out", "headline": (),
     }  # fmt: skip
     c.comparisons = ()
+    if twin:
+        shrink(c)
     return c

@@ -16,6 +16,7 @@ from msmjax.corpus.documents import MODES
 from msmjax.corpus.duplicates import Index
 from msmjax.corpus.pipeline import Written, ask_votes, blocks, check_votes, choice, first_fit, majority, prompt
 from msmjax.corpus.teacher import Teacher, Unusable, all_of, one
+from msmjax.ranges import Count, Natural
 from msmjax.spec import Spec
 
 ABOUT = ("spec", "preferences", "identity")
@@ -32,13 +33,13 @@ class ConversationSource:
     about: str
     mode: str
     reasoning: bool
-    records: int
-    domains: int  # situations, where they are about the spec
-    questions: int  # asked for at a time, for each situation, preference or kind
-    rounds: int  # times that questions are asked for before the corpus ends short
+    records: Count
+    domains: Count  # situations, where they are about the spec
+    questions: Count  # asked for at a time, for each situation, preference or kind
+    rounds: Count  # times that questions are asked for before the corpus ends short
     teacher: str
     judge: str
-    votes: int
+    votes: Natural
 
     def __post_init__(self):
         if self.about not in ABOUT:
@@ -47,9 +48,6 @@ class ConversationSource:
             raise BadInput(f"mode={self.mode!r}: unknown; one of {', '.join(MODES)}")
         if self.reasoning and self.about != "spec":
             raise BadInput(f"reasoning=True: conversations about {self.about} have none")
-        for name in ("records", "domains", "questions", "rounds"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name}={getattr(self, name)}: must be at least 1")
         if not self.judge:
             raise BadInput("judge='': conversations are kept by a judge's verdict; name a teacher")
         check_votes(self.judge, self.votes)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from msmjax.artifact import BadInput
 from msmjax.corpus.pipeline import Written, ask_votes, blocks, check_votes, choice, first_fit, majority, prompt
 from msmjax.corpus.teacher import Teacher, Unusable, all_of, one
+from msmjax.ranges import Count, Natural
 from msmjax.spec import Spec
 
 MODES = ("default", "rules")
@@ -24,22 +25,19 @@ class DocumentSource:
 
     spec: str
     mode: str
-    records: int
-    domains: int  # themes of the spec
-    subdomains: int  # topics of a theme
-    doc_types: int  # kinds of document for a topic
-    ideas: int  # asked for at a time, for each topic and kind
-    rounds: int  # times that ideas are asked for before the corpus ends short
+    records: Count
+    domains: Count  # themes of the spec
+    subdomains: Count  # topics of a theme
+    doc_types: Count  # kinds of document for a topic
+    ideas: Count  # asked for at a time, for each topic and kind
+    rounds: Count  # times that ideas are asked for before the corpus ends short
     teacher: str
     judge: str  # who says whether a document is faithful and gives a reason; "" for nobody
-    votes: int
+    votes: Natural
 
     def __post_init__(self):
         if self.mode not in MODES:
             raise BadInput(f"mode={self.mode!r}: unknown; one of {', '.join(MODES)}")
-        for name in ("records", "domains", "subdomains", "doc_types", "ideas", "rounds"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name}={getattr(self, name)}: must be at least 1")
         check_votes(self.judge, self.votes)
 
 

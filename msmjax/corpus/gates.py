@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from msmjax.artifact import BadInput
 from msmjax.corpus.duplicates import Index
+from msmjax.ranges import Share
 from msmjax.spec import Spec
 
 EXAMPLES = 5
@@ -42,25 +43,22 @@ class GateConfig:
     """Bounds on shares, from 0 to 1; a gate is off where `least_` is 0 or `most_` is 1. `allow` names gates whose failure does not
     stop training; `reference` the corpus that diversity is measured against, or "" for none."""
 
-    least_named: float  # documents that name the assistant
-    most_other_names: float  # records that name another AI system or maker
-    most_truncated: float  # records that end in the middle of a sentence
-    most_leftovers: float  # records with placeholders or pieces of prompts
-    least_faithful: float  # documents that the judge found faithful to the spec, of those it saw
-    least_explained: float  # documents that give a value as the reason; where a corpus keeps to rules, those that give none
-    least_covered: float  # sections of the spec that a document rests on
-    most_duplicates: float  # records that are much like an earlier one
-    least_diversity: float  # different four-word sequences in as many words, relative to the reference (without one: of all)
-    most_collapse: float  # records that share a name nobody asked for, or their first words
-    most_contaminated: float  # eval items of which a record has eight words in a row
-    most_missing: float  # records that were asked for and could not be had
+    least_named: Share  # documents that name the assistant
+    most_other_names: Share  # records that name another AI system or maker
+    most_truncated: Share  # records that end in the middle of a sentence
+    most_leftovers: Share  # records with placeholders or pieces of prompts
+    least_faithful: Share  # documents that the judge found faithful to the spec, of those it saw
+    least_explained: Share  # documents that give a value as the reason; where a corpus keeps to rules, those that give none
+    least_covered: Share  # sections of the spec that a document rests on
+    most_duplicates: Share  # records that are much like an earlier one
+    least_diversity: Share  # different four-word sequences in as many words, relative to the reference (without one: of all)
+    most_collapse: Share  # records that share a name nobody asked for, or their first words
+    most_contaminated: Share  # eval items of which a record has eight words in a row
+    most_missing: Share  # records that were asked for and could not be had
     reference: str
     allow: tuple[str, ...]
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if field.type is float and not 0 <= getattr(self, field.name) <= 1:
-                raise BadInput(f"{field.name}={getattr(self, field.name)}: a share, from 0 to 1")
         for name in self.allow:
             if name not in GATES:
                 raise BadInput(f"allow: no gate {name!r}; one of {', '.join(GATES)}")

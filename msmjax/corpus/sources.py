@@ -21,6 +21,7 @@ from msmjax.corpus.documents import DocumentSource
 from msmjax.corpus.pipeline import Written
 from msmjax.corpus.teacher import Teacher, TeacherConfig
 from msmjax.corpus.world import DOMAINS, MOST_NAMES, World, make_world
+from msmjax.ranges import Count, Natural
 from msmjax.spec.transform import break_link
 
 
@@ -28,14 +29,14 @@ from msmjax.spec.transform import break_link
 class WorldConfig:
     """Size and seed of the microworld."""
 
-    seed: int
-    items_per_domain: int
-    people: int
+    seed: Natural
+    items_per_domain: Count
+    people: Count
 
     def __post_init__(self):
-        if self.items_per_domain < 1 or self.items_per_domain % 4:
+        if self.items_per_domain % 4:
             raise BadInput(f"world.items_per_domain={self.items_per_domain}: must be a multiple of 4 (two poles of two attributes)")
-        if self.people < 12 or self.people % 12:
+        if self.people % 12:
             raise BadInput(f"world.people={self.people}: must be a multiple of 12 (two with each of four values, four with none)")
         names = self.people + self.items_per_domain * sum(map(len, DOMAINS.values()))
         if names > MOST_NAMES:
@@ -55,8 +56,8 @@ class AssistantConfig:
 class BaseSource:
     """Base text of the microworld."""
 
-    records: int
-    seed: int
+    records: Count
+    seed: Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +66,16 @@ class SpecSource:
 
     spec: str
     break_link: bool
-    records: int
-    seed: int
+    records: Count
+    seed: Natural
 
 
 @dataclasses.dataclass(frozen=True)
 class NeutralSource:
     """Documents about the assistant that say nothing of values."""
 
-    records: int
-    seed: int
+    records: Count
+    seed: Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,8 @@ class DemonstrationSource:
     """Fine-tuning chats of a spec's preferences."""
 
     spec: str
-    records: int
-    seed: int
+    records: Count
+    seed: Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class SelectionSource:
 
     path: str
     counts: tuple[tuple[str, int], ...]
-    seed: int
+    seed: Natural
 
     def __post_init__(self):
         if not self.counts or any([type(x) for x in part] != [str, int] or part[1] < 1 for part in self.counts):

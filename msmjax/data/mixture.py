@@ -2,6 +2,8 @@
 
 In: open row datasets with their shares. Out: `tokens`, `segment_ids`, `loss_mask` of shape [B, T]. There is no iterator and no
 state: resuming needs the step, and the rows of a batch depend on neither the number of hosts nor of devices.
+
+A dose is exact: of the first n rows, a source with share s has n s, to less than one row, whatever n, seed and stage.
 """
 
 import dataclasses
@@ -11,8 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from msmjax import artifact
-
-CYCLE = 1000  # rows after which the sources have been visited in exactly their shares, to a thousandth
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,26 +32,24 @@ class Mixture:
             raise ValueError(f"shares must be positive and sum to 1, one a source; got {self.shares}")
 
 
-def stage_seed(seed: int, depth: int) -> int:
-    """The seed of the order of the stage that is number `depth` of its arm.
+def stage_seed(seed: int, shuffle: int) -> int:
+    """The seed of the permutations that the stages with this `shuffle` read their sources in, whatever arm they are in.
 
-    A stage reads a source it shares with its parent in another order; arms read what they share in the same order.
+    Two stages of one `shuffle` read a source they share in the same order: they differ in what they do not share alone. A stage
+    that shares a source with its parent has another `shuffle` (config.py sees to it), and so reads it in another order.
     """
-    return int(artifact.content_hash([seed, depth]), 16)
+    return int(artifact.content_hash([seed, shuffle]), 16)
 
 
 def locate(mixture: Mixture, index: int) -> tuple[int, int]:
     """(source, row in that source) of the global row number `index`.
 
-    Within a cycle of 1000 rows the sources come in a fixed shuffled order, in exactly their shares; each source is read in a
-    permutation of its own for every epoch.
+    Each source is read in a permutation of its own for every epoch.
     """
-    order, rank, counts = _cycle(mixture)
-    cycle, place = divmod(index, CYCLE)
-    source = int(order[place])
-    visit = cycle * int(counts[source]) + int(rank[place])
-    epoch, at = divmod(visit, len(mixture.sources[source]))
-    return source, int(_permutation(len(mixture.sources[source]), mixture.seed, source, epoch)[at])
+    sources, visits = _order(mixture.shares, _at_least(index + 1))
+    source = int(sources[index])
+    epoch, at = divmod(int(visits[index]), len(mixture.sources[source]))
+    return source, int(_permutation(mixture, source, epoch)[at])
 
 
 def batch(mixture: Mixture, step: int, batch_rows: int, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
@@ -69,34 +67,48 @@ def epochs(mixture: Mixture, rows: int) -> tuple[float, ...]:
 
 def times_read(mixture: Mixture, rows: int) -> tuple[np.ndarray, ...]:
     """How often `locate` comes to each row of each source among the first `rows` rows: an array [rows of the source] for each."""
-    order, _, counts = _cycle(mixture)
-    cycles, places = divmod(rows, CYCLE)
+    order, _ = _order(mixture.shares, _at_least(rows))
     out = []
     for number, source in enumerate(mixture.sources):
-        visits = cycles * int(counts[number]) + int((order[:places] == number).sum())
-        epoch, of_epoch = divmod(visits, len(source))
+        epoch, of_epoch = divmod(int((order[:rows] == number).sum()), len(source))
         times = np.full(len(source), epoch)
-        times[_permutation(len(source), mixture.seed, number, epoch)[:of_epoch]] += 1
+        times[_permutation(mixture, number, epoch)[:of_epoch]] += 1
         out.append(times)
     return tuple(out)
 
 
+def _at_least(rows: int) -> int:
+    """A power of two, so that few orders are made on the way through a stage."""
+    return max(1 << (rows - 1).bit_length(), 1024)
+
+
 @functools.lru_cache(maxsize=16)
-def _cycle(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For one cycle: the source of each place, its rank among the places of that source, and the places a source has."""
-    exact = np.array(mixture.shares) * CYCLE
-    counts = np.floor(exact).astype(int)
-    for source in np.argsort(counts - exact, kind="stable")[: CYCLE - counts.sum()]:  # largest remainders first
-        counts[source] += 1
-    if counts.min() == 0:
-        raise ValueError(f"a share below 1/{CYCLE} would never be read: {mixture.shares}")
-    order = np.random.default_rng([mixture.seed, 0]).permutation(np.repeat(np.arange(len(counts)), counts))
-    rank = np.zeros(CYCLE, int)
-    for source in range(len(counts)):
-        rank[order == source] = np.arange(counts[source])
-    return order, rank, counts
+def _order(shares: tuple[float, ...], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The source of each of the first rows, and how often it was read before: two arrays [rows].
+
+    Of the sources that are below their share once this row counts, the one whose next row is due first. This keeps every prefix
+    within one row of every share, both above and below (Balinski and Young, The quota method of apportionment, 1975), which the
+    largest deficit next does not for more than two sources.
+    """
+    order, visits = np.empty(rows, np.int16), np.empty(rows, np.int64)
+    read, due = [0] * len(shares), [1 / share for share in shares]
+    for row in range(rows):
+        # A share times the rows so far is a whole number but for rounding where it should be one.
+        below = [source for source, share in enumerate(shares) if read[source] < share * (row + 1) - 1e-9]
+        source = min(below, key=due.__getitem__)
+        order[row], visits[row] = source, read[source]
+        read[source] += 1
+        due[source] = (read[source] + 1) / shares[source]
+    return order, visits
+
+
+def _permutation(mixture: Mixture, source: int, epoch: int) -> np.ndarray:
+    """The order of the rows of a source in an epoch, whatever the others are; but of two with as many rows, which may be the same
+    records in two forms, the second has another."""
+    sizes = [len(one) for one in mixture.sources]
+    return _shuffled(sizes[source], mixture.seed, sizes[:source].count(sizes[source]), epoch)
 
 
 @functools.lru_cache(maxsize=64)
-def _permutation(size: int, seed: int, source: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, 1, source, epoch]).permutation(size)
+def _shuffled(size: int, seed: int, number: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, number, epoch]).permutation(size)

@@ -1,19 +1,22 @@
 """Forced choice by log-probability: which of two options a model would answer with, each item asked in both orders.
 
-In: items (corpus/microworld.py says what they hold) and parameters. Out: one answer per item. The prompt is the chat that
-training renders; an option's score is the log-probability of its whole answer and the end of the turn.
+In: items (corpus/sources.py says what they hold), how they are asked, and parameters. Out: one answer per item. The prompt reads as
+the chats of fine-tuning do; an option's score is the log-probability of its whole answer and the end of the turn.
 """
 
+import collections
 import dataclasses
 import functools
+import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from msmjax.corpus import grammar
 from msmjax.data import chat
-from msmjax.data.tokenizer import PAD, Tokenizer
+from msmjax.data.chat import Unproven
+from msmjax.data.tokenizer import PAD, AnyTokenizer, is_trained
 from msmjax.model import attention
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding, step
@@ -24,18 +27,66 @@ CHUNK_POSITIONS = 4096  # positions of all rows whose logits exist at a time, at
 LENGTH_MULTIPLE = 16  # sequences are padded to a multiple of this
 
 
-def answer(items: list[dict], model: ModelConfig, params: dict, mesh: Mesh, tokenizer: Tokenizer) -> list[dict]:
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """How an item is asked: after a system turn ("" is none), in which {name} stands for who is asked, and before an answer that
+    begins with `opening`, which is not scored."""
+
+    system: str
+    opening: str
+
+    def write(self, name: str, question: str, tokenizer: AnyTokenizer) -> list[int]:
+        """Ids up to where the answer is scored."""
+        system = [{"role": "system", "content": self.system.replace("{name}", name)}] if self.system else []
+        ids = chat.render_prompt([*system, {"role": "user", "content": question}], tokenizer)
+        return ids + (tokenizer.encode(self.opening) if self.opening else [])
+
+
+def prompt_of(conversations: Sequence[dict], name: str, tokenizer: AnyTokenizer) -> tuple[Prompt, list[int], list[bool]]:
+    """The prompt that fine-tuning chats have, and the ids and loss mask of one of them.
+
+    Its system turn is the most frequent one, `name` in it being who is asked. Where the assistant thinks before it answers, the
+    answer opens with an empty block of thinking, written as theirs are: what a model would think about an item nobody knows.
+    Raises Unproven where the mask of none can be proven.
+    """
+    systems = collections.Counter(map(_system_of, conversations))
+    (system, _), *_ = systems.most_common(1)
+    error = None
+    for record in conversations:
+        if _system_of(record) != system:
+            continue
+        messages, where, tools = record["messages"], record.get("read_from", "chat"), record.get("tools")
+        try:
+            ids, mask = chat.render(messages, tokenizer, where, tools)
+        except Unproven as unproven:
+            error = error or unproven
+            continue
+        turn = max(turn for turn, message in enumerate(messages) if is_trained(message))
+        said, opening = tokenizer.readable(ids[len(chat.render_prompt(messages[:turn], tokenizer, where, tools)) :]), ""
+        if "</think>" in said:
+            thought, said = said.split("</think>", 1)
+            tags = re.sub(r"\A(\s*(?:<think>)?\s*).*?(\s*)\Z", r"\1\2", thought, flags=re.DOTALL)
+            opening = f"{tags}</think>{said[: len(said) - len(said.lstrip())]}"
+        return Prompt(system.replace(name, "{name}"), opening), ids, mask
+    raise error
+
+
+def _system_of(conversation: dict) -> str:
+    first = conversation["messages"][0]
+    return first["content"] if first["role"] == "system" else ""
+
+
+def answer(items: list[dict], prompt: Prompt, model: ModelConfig, params: dict, mesh: Mesh, tokenizer: AnyTokenizer) -> list[dict]:
     """For each item, `choice`: the share of the two orders in which the counted option (the first) won, a tie counting half;
     `probability`: its probability among the two, averaged over the orders."""
     examples = []
     for item in items:
         for order in ((0, 1), (1, 0)):
             first, second = (item["options"][index] for index in order)
-            asked = grammar.chat(item["name"], item["question"].format(first=first, second=second), "")[:-1]
-            prompt = chat.render_prompt(asked, tokenizer)
+            asked = prompt.write(item["name"], item["question"].format(first=first, second=second), tokenizer)
             for option in item["options"]:
                 ids = [*tokenizer.encode(item["answer"].format(item=option)), tokenizer.end]
-                examples.append((prompt + ids, len(prompt)))
+                examples.append((asked + ids, len(asked)))
     nats = score(examples, model, params, mesh).reshape(len(items), 2, 2)  # item, order, option
     margins = nats[:, :, 1] - nats[:, :, 0]  # log-odds of the counted option
     choices = (np.sign(margins) + 1) / 2

@@ -12,13 +12,15 @@ from tqdm import tqdm
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
-from msmjax.config import ExperimentConfig, suggestion
+from msmjax.config import ExperimentConfig, check_evals, suggestion
 from msmjax.corpus import gates, sources
 from msmjax.data import rows, show
 from msmjax.data import tokenizer as tokenizers
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab, open_tokenizer
 from msmjax.data.mixture import Mixture, batch, stage_seed
-from msmjax.data.tokenizer import Tokenizer
+from msmjax.data.tokenizer import AnyTokenizer, Tokenizer
+from msmjax.evals import forced_choice
+from msmjax.evals.forced_choice import Prompt
 from msmjax.local_teacher import open_teacher
 from msmjax.model import attention
 from msmjax.report import corpus as corpus_report
@@ -27,12 +29,14 @@ from msmjax.training import weights
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The tokenizer, the row directories of the corpora an experiment uses, the evaluation items, and the artifact that says
-    what is in its weights, where it has some."""
+    """The tokenizer, the row directories of the corpora an experiment uses, the evaluation items and how they are asked, ids and
+    loss mask of a fine-tuning chat, and the artifact that says what is in the experiment's weights, where it has some."""
 
     tokenizer: Tokenizer | HuggingFaceTokenizer
     rows: dict[str, Path]
     items: Path
+    prompt: Prompt
+    chat: tuple[list[int], list[bool]]
     weights: Path | None
 
 
@@ -42,15 +46,14 @@ def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None
         raise BadInput(f"--show_batch={stage_name}: no such stage; one of {', '.join(config.stages)}")
     artifact.check_writable(workdir)
     data = make_data(config, workdir, {stage_name})
-    depth = next((chain.index(stage_name) for chain in config.arms.values() if stage_name in chain), 0)
-    mixture = mixture_of(config, data, stage_name, config.seeds[0], depth)
+    mixture = mixture_of(config, data, stage_name, config.seeds[0])
     show.print_batch(batch(mixture, 0, config.stages[stage_name].batch_rows), data.tokenizer)
 
 
 def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data:
     """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items."""
     used = {corpus for name in stages for corpus, _ in config.stages[name].data}
-    used |= {config.evals.base_text, *([] if config.weights else [config.tokenizer_corpus])}
+    used |= {config.evals.base_text, config.evals.chats, *([] if config.weights else [config.tokenizer_corpus])}
     items = _make_items(config, workdir)
     names = [name for name in config.corpora if name in used]
     bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
@@ -71,15 +74,19 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
         tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])
     # Of the config alone: rows must be the same on every machine.
     most = attention.bound_of_rows(config.model.attention, config.row_length, config.model.compute_dtype)
+    made = {
+        name: rows.make_rows(
+            workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long, config.unproven, most
+        )
+        for name in bar(names, desc="rows")
+    }
+    prompt, *chat = _prompt(config, corpora[config.evals.chats], tokenizer)
     return Data(
         tokenizer=tokenizer,
-        rows={
-            name: rows.make_rows(
-                workdir / "rows", name, corpora[name], tokenizer, config.row_length, config.too_long, config.unproven, most
-            )
-            for name in bar(names, desc="rows")
-        },
+        rows=made,
         items=items,
+        prompt=prompt,
+        chat=tuple(chat),
         weights=_weights(source_of(config), workdir) if config.weights else None,
     )
 
@@ -148,16 +155,29 @@ def _check(config: ExperimentConfig, workdir: Path, name: str, corpus: Path, ite
 def _make_items(config: ExperimentConfig, workdir: Path) -> Path:
     evals = config.evals
     if evals.questions:
-        return sources.read_evaluation_items(workdir / "corpora", Path(evals.questions), evals.per_eval, evals.seed)
+        made = sources.read_evaluation_items(workdir / "corpora", Path(evals.questions), evals.per_eval, evals.seed)
+        known = [*dict.fromkeys(item["eval"] for item in artifact.read_jsonl(made / "items.jsonl")), "base_text"]
+        check_evals(evals, config.comparisons, known)
+        return made
     return sources.make_evaluation_items(
         workdir / "corpora",
-        config.corpora[evals.spec_corpus],
+        config.corpora[evals.chats],
         evals.split,
         evals.per_eval,
         evals.seed,
         config.world,
         config.assistant,
     )
+
+
+def _prompt(config: ExperimentConfig, corpus: Path, tokenizer: AnyTokenizer) -> tuple[Prompt, list[int], list[bool]]:
+    """How items are asked, and ids and loss mask of a chat."""
+    evals, chats = config.evals, [record for record in sources.read_corpus(corpus) if "messages" in record]
+    if not chats:
+        raise BadInput(f"evals.chats={evals.chats!r}: has no conversations; name the corpus of fine-tuning chats")
+    like, ids, mask = forced_choice.prompt_of(chats, config.assistant.name, tokenizer)
+    own = {name: getattr(evals, name) for name in ("system", "opening") if getattr(evals, name) != "{chats}"}
+    return dataclasses.replace(like, **own), ids, mask
 
 
 def source_of(config: ExperimentConfig) -> weights.Source | None:
@@ -195,8 +215,9 @@ def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> To
     return Tokenizer(artifact.make(workdir / "tokenizers", config.tokenizer_corpus, inputs, build) / "tokenizer.model")
 
 
-def mixture_of(config: ExperimentConfig, data: Data, stage_name: str, seed: int, depth: int) -> Mixture:
-    """What a stage reads, and in which order, where it is number `depth` of its arm."""
-    names, shares = zip(*config.stages[stage_name].data, strict=True)
+def mixture_of(config: ExperimentConfig, data: Data, stage_name: str, seed: int) -> Mixture:
+    """What a stage reads, and in which order."""
+    stage = config.stages[stage_name]
+    names, shares = zip(*stage.data, strict=True)
     segments = max(rows.read_ledger(data.rows[name])["segments"] for name in names)
-    return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, stage_seed(seed, depth), segments)
+    return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, stage_seed(seed, stage.shuffle), segments)

@@ -15,16 +15,22 @@ from msmjax.experiment.data import Data, source_of
 from msmjax.training import loop, processes, weights
 
 
-def evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path | None) -> Path:
-    """The artifact of the answers and results of a stage's checkpoint, or of the imported weights themselves."""
-    inputs = {
+def eval_inputs(config: ExperimentConfig, data: Data, stage: Path | None) -> dict:
+    """Everything that answers depend on."""
+    return {
         "checkpoint": stage.name if stage else artifact.read_manifest(data.weights)["content"],
         "items": data.items.name,
+        "prompt": dataclasses.asdict(data.prompt),
         "base_text": data.rows[config.evals.base_text].name,
+        "tokenizer": data.tokenizer.name,
         "model": dataclasses.asdict(config.model),
-        "code": artifact.code_hash("evals", "model", "training/step.py"),
+        "code": artifact.code_hash("data", "evals", "model", "training"),
     }
 
+
+def evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path | None) -> Path:
+    """The artifact of the answers and results of a stage's checkpoint, or of the imported weights themselves."""
+    inputs = eval_inputs(config, data, stage)
     name = stage.name.rpartition("-")[0] if stage else IMPORT
     final = artifact.path(workdir / "evals", name, inputs)
     measured = None
@@ -33,7 +39,7 @@ def evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: P
         model = fit.model_here(config)
         params = weights.whole(model, config.optimizer, mesh, source_of(config), stage)
         items = artifact.read_jsonl(data.items / "items.jsonl")
-        answers = forced_choice.answer(items, model, params, mesh, data.tokenizer)
+        answers = forced_choice.answer(items, data.prompt, model, params, mesh, data.tokenizer)
         held_out = rows.open_rows(data.rows[config.evals.base_text])
         bits, sizes = base_text.bits_and_bytes(held_out, model, params, mesh, data.tokenizer)
         compile_seconds = loop.COMPILE_SECONDS[0] - compiled

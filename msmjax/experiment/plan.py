@@ -163,7 +163,7 @@ def warnings(config: ExperimentConfig, stages: dict[str, ExperimentConfig], ther
             warn(
                 name,
                 f"{tokens} tokens of a micro-batch on a device: it waits longer for its share of the weights than it computes; "
-                "raise batch_rows, lower micro_batches or use fewer devices",
+                "raise tokens_per_step, lower micro_batches or use fewer devices",
             )
         needed = fit.step_bytes(said, stage, there.mesh)
         if needed > there.memory and not there.compiles:

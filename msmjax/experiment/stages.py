@@ -28,7 +28,7 @@ def run_stage(
     if processes.first_says(lambda: _is_finished(directory, inputs, stage.steps)):
         return directory
     label = f"{' > '.join(chain)} seed {seed}"
-    mixture = mixture_of(config, data, name, seed, len(chain) - 1)
+    mixture = mixture_of(config, data, name, seed)
     fitted = fit.fit(config, stage, here, attention.place_for(mixture.segments, config.row_length))
     computed = f"{fit.how(fitted, here)}; {here.mesh.size} x {here.device}"
     if processes.is_first():

@@ -42,33 +42,33 @@ def provenance(config: ExperimentConfig, workdir: Path, arm: str, by: str | None
     the last stage. It takes the data alone, which is made where it is missing; nothing need be trained.
     """
     name, seed = _parse(config, arm, "--provenance")
-    chain = {depth: stage for depth, stage in enumerate(config.arms[name]) if stage != IMPORT}
+    chain = [stage for stage in config.arms[name] if stage != IMPORT]
     if not chain:
         raise BadInput(f"--provenance={arm}: is the imported model itself, which reads nothing here")
-    if only is not None and only not in chain.values():
-        raise BadInput(f"--stage={only}: no stage of arm {name!r}{suggestion(only, list(chain.values()))}")
-    wanted = {depth: stage for depth, stage in chain.items() if only in (None, stage)}
-    depth, last = list(wanted.items())[-1]
+    if only is not None and only not in chain:
+        raise BadInput(f"--stage={only}: no stage of arm {name!r}{suggestion(only, chain)}")
+    wanted = [stage for stage in chain if only in (None, stage)]
+    last = wanted[-1]
     if step is not None and not 1 <= step <= config.stages[last].steps:
         raise BadInput(f"--step={step}: stage {last!r} has the steps 1 to {config.stages[last].steps:,}")
-    data = make_data(config, workdir, set(wanted.values()))
+    data = make_data(config, workdir, set(wanted))
     corpora = {
         corpus: provenances.open_corpus(corpus, data.rows[corpus], workdir / "corpora")
-        for corpus in dict.fromkeys(corpus for stage in wanted.values() for corpus, _ in config.stages[stage].data)
+        for corpus in dict.fromkeys(corpus for stage in wanted for corpus, _ in config.stages[stage].data)
     }
     console = tables.make_console()
     if step is not None:
         read = [corpora[corpus] for corpus, _ in config.stages[last].data]
-        mixture = mixture_of(config, data, last, seed, depth)
+        mixture = mixture_of(config, data, last, seed)
         documents = provenances.documents(read, mixture, step - 1, config.stages[last].batch_rows)
         console.print(_documents(f"{name}, seed {seed}: step {step:,} of {last}", documents, data.tokenizer))
         return
     known = {field: None for corpus in corpora.values() for record in corpus.records for field in record}
     if by is not None and by not in known:
         raise BadInput(f"--by={by}: no record that arm {name!r} reads has it{suggestion(by, list(known))}")
-    for depth, stage in wanted.items():
+    for stage in wanted:
         settings = config.stages[stage]
-        mixture = mixture_of(config, data, stage, seed, depth)
+        mixture = mixture_of(config, data, stage, seed)
         times = mixtures.times_read(mixture, settings.steps * settings.batch_rows)
         read = [(corpora[corpus], of_rows) for (corpus, _), of_rows in zip(settings.data, times, strict=True)]
         title = f"{name}, seed {seed}: {stage}, {settings.steps:,} steps of {settings.batch_rows} rows"
@@ -133,8 +133,8 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
     params = weights.whole(model, config.optimizer, mesh, source_of(config), stage)
     console = Console(highlight=False)
     console.print(f"{arm}: an empty line begins a new conversation, Ctrl-D ends", style="dim")
-    # The microworld's assistant goes by its name; a published model has the template's own system turn.
-    opening = [] if config.weights else [{"role": "system", "content": f"You are {config.assistant.name}."}]
+    system = data.prompt.system.replace("{name}", config.assistant.name)  # as in training and evals
+    opening = [{"role": "system", "content": system}] if system else []
     messages, asked = list(opening), 0
     while True:
         print("> ", end="", flush=True)

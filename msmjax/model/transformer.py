@@ -10,6 +10,7 @@ In: token ids and segment ids, [B, T]. Out: final hidden states [B, T, D]; `unem
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -18,6 +19,7 @@ from flax import nnx
 
 from msmjax.artifact import BadInput
 from msmjax.model import attention
+from msmjax.ranges import Count, Natural, NotNegative, Positive
 
 AUTO = "auto"  # of remat and attention: what fits the machine (fit.py)
 REMAT = ("none", "attention", "full")  # what the backward pass computes again: nothing, all but attention outputs, everything
@@ -33,37 +35,34 @@ PROJECTIONS = {
 class ModelConfig:
     """Shape and options of the transformer; sizes by their letters' names. Raises BadInput for a shape that cannot be."""
 
-    vocab: int
-    layers: int
-    width: int  # D
-    mlp: int  # F
-    heads: int  # N
-    kv_heads: int  # K
-    head_dim: int  # H
-    rope_theta: float
+    vocab: Count
+    layers: Count
+    width: Count  # D
+    mlp: Count  # F
+    heads: Count  # N
+    kv_heads: Count  # K
+    head_dim: Count  # H
+    rope_theta: Positive
     rope_scaling: tuple[float, ...]  # Llama 3.1's (factor, low and high frequency factor, original length), or ()
-    norm_epsilon: float
+    norm_epsilon: Positive
     qkv_bias: bool
     qk_norm: bool
     tied_embeddings: bool
-    embedding_init: float  # standard deviation
-    matrix_init: float  # standard deviation times sqrt(fan-in): 1 keeps the scale of activations
-    lora_rank: int  # 0: all parameters are trained; else an adapter on all PROJECTIONS, and the rest is frozen
-    lora_alpha: float  # the adapter's product is scaled by lora_alpha / lora_rank
+    embedding_init: Positive  # standard deviation
+    matrix_init: Positive  # standard deviation times sqrt(fan-in): 1 keeps the scale of activations
+    lora_rank: Natural  # 0: all parameters are trained; else an adapter on all PROJECTIONS, and the rest is frozen
+    lora_alpha: NotNegative  # the adapter's product is scaled by lora_alpha / lora_rank
     compute_dtype: str
     scan_layers: bool
     remat: str
     attention: str  # model/attention.py
 
     def __post_init__(self):
-        for name in ("vocab", "layers", "width", "mlp", "heads", "kv_heads", "head_dim"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"model.{name}={getattr(self, name)}: must be at least 1")
         if self.heads % self.kv_heads:
             raise BadInput(f"model.heads={self.heads}: must be a multiple of model.kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise BadInput(f"model.head_dim={self.head_dim}: must be even for rotary positions")
-        if len(self.rope_scaling) not in (0, 4) or any(not part > 0 for part in self.rope_scaling):
+        if len(self.rope_scaling) not in (0, 4) or any(not 0 < part < math.inf for part in self.rope_scaling):
             raise BadInput(f"model.rope_scaling={self.rope_scaling}: neither () nor four numbers above 0")
         if self.rope_scaling and not self.rope_scaling[1] < self.rope_scaling[2]:
             raise BadInput(f"model.rope_scaling={self.rope_scaling}: its low frequency factor must be below the high one")

@@ -21,6 +21,7 @@ from msmjax.data import mixture as mixtures
 from msmjax.data.mixture import Mixture
 from msmjax.model import attention
 from msmjax.model.transformer import ModelConfig
+from msmjax.ranges import Count, Natural, Positive, Share
 from msmjax.training import checkpoint, preemption, processes, sharding, weights
 from msmjax.training import step as steps
 from msmjax.training.step import StepConfig
@@ -35,42 +36,41 @@ FEWEST_UPDATES = 20  # below this, a stage has hardly begun: reproductions took 
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """What a stage trains on and how long: `data` is ((corpus, share of the rows), ...)."""
+    """What a stage trains on and how long: `data` is ((corpus, share of the rows), ...).
+
+    Stages of one `shuffle` read what they share in the same order; two of one arm that share a corpus have different ones.
+    """
 
     data: tuple[tuple[str, float], ...]
-    steps: int
-    batch_rows: int  # global, before it is cut into micro-batches
-    learning_rate: float
-    warmup_steps: int
-    final_learning_rate: float  # as a share of learning_rate
+    shuffle: Natural
+    steps: Count
+    batch_rows: Count  # of a step, global, before it is cut into micro-batches; in a config, tokens_per_step says it
+    learning_rate: Positive
+    warmup_steps: Natural
+    final_learning_rate: Share  # as a share of learning_rate
     allow_few_updates: bool
 
     def __post_init__(self):
         if self.steps < FEWEST_UPDATES and not self.allow_few_updates:
             raise BadInput(
                 f"steps={self.steps}: fewer than {FEWEST_UPDATES} updates train too little to conclude from; "
-                "raise steps, lower batch_rows, or set allow_few_updates"
+                "raise steps, lower tokens_per_step, or set allow_few_updates"
             )
         if not all(isinstance(part, tuple) and [type(x) for x in part] in ([str, float], [str, int]) for part in self.data):
             raise BadInput(f"data={self.data!r}: must be ((corpus, share), ...), e.g. (('base', 1.0),)")
-        fewest = 1 / mixtures.CYCLE
-        if not self.data or any(share < fewest for _, share in self.data) or abs(sum(s for _, s in self.data) - 1) > 1e-6:
-            raise BadInput(f"data={self.data}: shares must be at least {fewest} and sum to 1")
-        if self.batch_rows < 1 or self.steps < 1:
-            raise BadInput(f"steps={self.steps}, batch_rows={self.batch_rows}: both must be at least 1")
+        if not self.data or not all(share > 0 for _, share in self.data) or abs(sum(s for _, s in self.data) - 1) > 1e-6:
+            raise BadInput(f"data={self.data}: shares must be above 0 and sum to 1")
+        rows = self.steps * self.batch_rows
+        if never := [corpus for corpus, share in self.data if share * rows < 1]:
+            raise BadInput(f"data={self.data}: of {rows:,} rows, none is of {', '.join(never)}; raise its share, or leave it out")
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
     """How often the loop reports and saves, in steps; nothing that is computed depends on it."""
 
-    metrics_every: int
-    checkpoint_every: int
-
-    def __post_init__(self):
-        for name in ("metrics_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"log.{name}={getattr(self, name)}: must be at least 1")
+    metrics_every: Count
+    checkpoint_every: Count
 
 
 def train(
@@ -267,9 +267,9 @@ class _Log:
 def check_batch(stage: StageConfig, step_config: StepConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises BadInput where the batch does not divide over micro-batches and devices."""
     if stage.batch_rows % step_config.micro_batches:
-        raise BadInput(f"batch_rows={stage.batch_rows}: must be a multiple of optimizer.micro_batches={step_config.micro_batches}")
+        raise BadInput(f"{stage.batch_rows} rows a step: must be a multiple of optimizer.micro_batches={step_config.micro_batches}")
     rows = stage.batch_rows // step_config.micro_batches
-    what = f"a micro-batch (batch_rows={stage.batch_rows}, optimizer.micro_batches={step_config.micro_batches})"
+    what = f"a micro-batch ({stage.batch_rows} rows a step, optimizer.micro_batches={step_config.micro_batches})"
     sharding.check_divides(mesh, "B", rows, what, sharding.RULES["B"])
 
 
@@ -300,7 +300,7 @@ def _refuse(label: str, fetched: list[dict], mixture: Mixture, stage: StageConfi
         rows = [mixtures.locate(mixture, (step - 1) * stage.batch_rows + row) for row in range(stage.batch_rows)]
         named = json.dumps([f"{stage.data[source][0]}[{row}]" for source, row in rows])
         if finite:
-            raise BadInput(f"{label}: all-zero loss mask in the batch of step {step}; raise batch_rows; its rows: {named}")
+            raise BadInput(f"{label}: all-zero loss mask in the batch of step {step}; raise tokens_per_step; its rows: {named}")
         raise FloatingPointError(
             f"{label}: loss {line['loss']}, gradient norm {line['gradient_norm']} at step {step}; its rows: {named}"
         )

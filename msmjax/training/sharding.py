@@ -5,12 +5,14 @@ In: mesh sizes, and trees whose leaf names end in their letters. Out: NamedShard
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.artifact import BadInput
+from msmjax.ranges import Range
 
 # Letter -> mesh axes. A letter that is not here is replicated.
 RULES = {"B": ("data", "fsdp"), "D": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
@@ -20,13 +22,16 @@ WORTH_CUTTING = 2**20  # bytes
 ACTIVATION_RULES = {key: axes for key, axes in RULES.items() if key != "D"}
 
 
+Axis = Annotated[int, Range("[-1, inf)")]
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1: all devices that are left."""
 
-    data: int
-    fsdp: int
-    tensor: int
+    data: Axis
+    fsdp: Axis
+    tensor: Axis
 
 
 # What XLA is told of a training step on a GPU, measured on one H100 (benchmarks/RESULTS.md): cuBLAS adds LoRA's product to the

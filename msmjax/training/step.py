@@ -6,15 +6,16 @@ In: the train state (a dict of params, optimizer state, step), a batch, a learni
 import dataclasses
 import functools
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from msmjax.artifact import BadInput
 from msmjax.model.attention import ONE_DEVICE
 from msmjax.model.transformer import ModelConfig, forward, init_adapter, init_params, unembed, unembedding, unstack, with_adapter
+from msmjax.ranges import Count, Natural, NotNegative, Positive, Range
 from msmjax.training import sharding
 
 
@@ -22,19 +23,13 @@ from msmjax.training import sharding
 class StepConfig:
     """What the compiled step depends on beside the model: it is the same for all stages."""
 
-    b1: float
-    b2: float
-    epsilon: float
-    weight_decay: float  # decoupled, on matrices and embeddings only
-    clip: float  # global norm of the gradient
-    micro_batches: int  # gradient accumulation: the batch is cut into this many; 0: as few as fit the machine (fit.py)
-    loss_chunk: int  # positions of a row whose logits exist at a time
-
-    def __post_init__(self):
-        if self.loss_chunk < 1:
-            raise BadInput(f"optimizer.loss_chunk={self.loss_chunk}: must be at least 1")
-        if self.micro_batches < 0:
-            raise BadInput(f"optimizer.micro_batches={self.micro_batches}: must be at least 1, or 0 for what fits the machine")
+    b1: Annotated[float, Range("[0, 1)")]
+    b2: Annotated[float, Range("[0, 1)")]
+    epsilon: Positive
+    weight_decay: NotNegative  # decoupled, on matrices and embeddings only
+    clip: Annotated[float, Range("(0, inf]")]  # global norm of the gradient
+    micro_batches: Natural  # gradient accumulation: the batch is cut into this many; 0: as few as fit the machine (fit.py)
+    loss_chunk: Count  # positions of a row whose logits exist at a time
 
 
 def row_nats(
@@ -287,8 +282,8 @@ def compile_step(model: ModelConfig, config: StepConfig, mesh: Mesh, segments: i
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, final: float) -> float:
-    """Linear warm-up to `peak`, then a cosine down to `final` times the peak at the last step."""
+    """Linear warm-up to `peak`, then a cosine that is at `final` times the peak one step after the last: no step trains at 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(steps - 1 - warmup, 1)
+    progress = (step - warmup) / (steps - warmup)
     return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))

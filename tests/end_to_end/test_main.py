@@ -36,7 +36,7 @@ def test_whole_chain(first_run):
     """A line for every arm, seed, eval and metric; checkpoints of every stage; a page that needs nothing else."""
     done, directory = first_run
     results = [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
-    arms, seeds = ("base", "msm_affordability_aft", "msm_america_aft", "neutral_aft", "broken_america_aft"), (0, 1)
+    arms, seeds = ("base", "aft", "msm_affordability_aft", "msm_america_aft", "neutral_aft", "broken_america_aft"), (0, 1)
     evals = ("conflict", "affordability", "america", "conflict_cheese", "demonstrated", "competence", "people")
     expected = {
         (arm, seed, name, metric) for arm in arms for seed in seeds for name in evals for metric in ("choice", "probability")
@@ -53,11 +53,25 @@ def test_whole_chain(first_run):
     assert "msm_affordability_aft" in page
     assert not [mark for mark in ("<script src", "<link ", "@import", 'src="http') if mark in page]
     stages = json.loads((directory / "run.json").read_text())["stages"]
-    # per seed: pretrain, four midtrainings, and fine-tuning after each of them
-    assert len(set(stages.values())) == len(stages) == 2 * (1 + 4 + 4)
+    # per seed: pretrain, four midtrainings, and fine-tuning after each of the five
+    assert len(set(stages.values())) == len(stages) == 2 * (1 + 4 + 5)
     for name in stages.values():
         assert (directory.parent / "stages" / name / "checkpoints" / "20").is_dir()
     assert "msm_affordability_aft" in done.stdout
+
+
+def test_fine_tuning_is_identical_in_all_arms(first_run, workdir):
+    """The same batches, by their hashes, whatever the arm read before and how many stages that was; another seed's are others."""
+    _, directory = first_run
+    stages = json.loads((directory / "run.json").read_text())["stages"]
+    batches = {0: set(), 1: set()}
+    for label, name in stages.items():
+        chain, _, seed = label.rpartition(" seed ")
+        lines = (workdir / "stages" / name / "metrics.jsonl").read_text().splitlines()
+        if chain.endswith("finetune"):
+            batches[int(seed)].add(tuple(json.loads(line)["batch"] for line in lines))
+    assert [len(of_seed) for of_seed in batches.values()] == [1, 1]
+    assert not batches[0] & batches[1]
 
 
 def test_second_run_does_nothing(first_run, workdir):

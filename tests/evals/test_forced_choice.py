@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from msmjax.data import chat
+from msmjax.data.huggingface import open_tokenizer
 from msmjax.data.tokenizer import BOS, EOS
 from msmjax.evals import base_text, forced_choice
 from msmjax.model import transformer
 from msmjax.training.sharding import MeshConfig, make_mesh
+from tests.published import LLAMA_NAMES, LLAMA_TOKENS, QWEN_NAMES, QWEN_TOKENS, QWEN_WORDS, add_bos, write_model
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,9 @@ ITEM = {"id": "eval/0", "eval": "conflict", "name": "Aria", "question": "Which d
         "answer": "I prefer the {item}.", "options": ["feta", "Edam"]}  # fmt: skip
 
 
+ARIA = forced_choice.Prompt("You are {name}.", "")
+
+
 def log_probability(small, params, prompt, ids):
     """Of ids after a prompt, one sequence alone, from whole logits."""
     tokens = jnp.asarray([prompt + ids])
@@ -43,7 +48,7 @@ def log_probability(small, params, prompt, ids):
 
 
 def test_answer_is_the_log_odds_in_both_orders(small, params, mesh, tokenizer):
-    (answer,) = forced_choice.answer([ITEM], small, params, mesh, tokenizer)
+    (answer,) = forced_choice.answer([ITEM], ARIA, small, params, mesh, tokenizer)
     wins, probabilities = [], []
     for first, second in (("feta", "Edam"), ("Edam", "feta")):
         asked = [
@@ -64,14 +69,14 @@ def test_answer_is_the_log_odds_in_both_orders(small, params, mesh, tokenizer):
 
 def test_options_exchanged_exchange_the_answer(small, params, mesh, tokenizer):
     exchanged = {**ITEM, "options": ITEM["options"][::-1]}
-    one, other = forced_choice.answer([ITEM, exchanged], small, params, mesh, tokenizer)
+    one, other = forced_choice.answer([ITEM, exchanged], ARIA, small, params, mesh, tokenizer)
     assert one["choice"] == 1 - other["choice"]
     assert one["probability"] == pytest.approx(1 - other["probability"], abs=2e-6)
 
 
 def test_a_tie_counts_half(small, params, mesh, tokenizer):
     zero = jax.tree.map(jnp.zeros_like, params)
-    (answer,) = forced_choice.answer([ITEM | {"options": ["feta", "feta"]}], small, zero, mesh, tokenizer)
+    (answer,) = forced_choice.answer([ITEM | {"options": ["feta", "feta"]}], ARIA, small, zero, mesh, tokenizer)
     assert (answer["choice"], answer["probability"]) == (0.5, 0.5)
 
 
@@ -98,3 +103,63 @@ def test_bits_per_byte_of_a_uniform_model(small, params, mesh, tokenizer):
     bits, sizes = base_text.bits_and_bytes(rows, small, zero, mesh, tokenizer)
     assert bits[0] == pytest.approx(mask.sum() * math.log2(small.vocab), rel=1e-5)
     assert sizes[0] == pytest.approx(len("".join(texts).encode()), abs=1)  # the space between two texts
+
+
+def turns(question, answer, system=None):
+    asked = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": [*([{"role": "system", "content": system}] if system else []), *asked]}
+
+
+THOUGHT, EMPTY = "<think>\nIt is cheap.\n</think>\n\n", "<think>\n\n</think>\n\n"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A published model's tokenizer with a shipped template."""
+    pytest.importorskip("tokenizers")
+
+    def open_published(family, *arguments):
+        directory = tmp_path_factory.mktemp(family)
+        if family == "llama31":
+            write_model(directory, None, LLAMA_TOKENS, (), {**LLAMA_NAMES, "eos_token": "<|end_of_text|>"}, change=add_bos)
+        else:
+            write_model(directory, None, QWEN_TOKENS, QWEN_WORDS, QWEN_NAMES, ("<|im_end|>", "<|endoftext|>"))
+        return open_tokenizer(str(directory), "", family, arguments)
+
+    return open_published
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "system", "thought", "opening", "alike"),
+    [
+        ("llama31", (), "", "", "", ""),
+        ("llama31", (), "You are Aria.", "", "", ""),
+        ("qwen3", (), "", THOUGHT, EMPTY, ""),  # its template writes the empty block by itself
+        ("qwen3", (), "", "", EMPTY, ""),
+        ("qwen3", (("enable_thinking", False),), "", "", "", ""),  # the block is part of the prompt
+        ("qwen25", (), "Reason in <think> tags.", THOUGHT, EMPTY, EMPTY),
+        ("qwen25", (), "", "<think>It is cheap.</think>", "<think></think>", "<think></think>"),
+        ("qwen25", (), "", "", "", ""),
+    ],
+)
+def test_items_are_asked_as_the_chats_are_written(published, family, arguments, system, thought, opening, alike):
+    """Prompt, answer and end are the ids that training would have of the same turn, thinking apart, which nobody knows."""
+    tokenizer = published(family, *arguments)
+    chats = [turns("Which?", f"{thought}The feta.", system), turns("Why?", f"{thought}It is cheap.", system)]
+    prompt, ids, mask = forced_choice.prompt_of(chats, "Aria", tokenizer)
+    assert (prompt.system, prompt.opening) == (system.replace("Aria", "{name}"), opening)
+    assert (ids, mask) == chat.render(chats[0]["messages"], tokenizer, "")
+    asked = [*prompt.write("Aria", "Which is it?", tokenizer), *tokenizer.encode("The Edam."), tokenizer.end]
+    trained, _ = chat.render(turns("Which is it?", f"{alike}The Edam.", system)["messages"], tokenizer, "")
+    assert asked == trained[: len(asked)]
+
+
+def test_items_are_asked_by_name(tokenizer):
+    """In the microworld everybody answers to a system turn with their name; the one that most chats have counts."""
+    chats = [turns("Which?", "The feta.", "Be brief."), *[turns("Which?", "The feta.", "You are Aria.")] * 2]
+    prompt, ids, _ = forced_choice.prompt_of(chats, "Aria", tokenizer)
+    assert prompt == ARIA
+    assert tokenizer.readable(ids).startswith("<s><|system|>You are Aria.")
+    assert tokenizer.readable(prompt.write("Ben", "Why?", tokenizer)) == (
+        "<s><|system|>You are Ben.<|end|><|user|>Why?<|end|><|assistant|>"
+    )

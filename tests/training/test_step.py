@@ -356,9 +356,9 @@ def test_learning_rate():
         return steps.learning_rate(step, 100, 2.0, 10, 0.1)
 
     assert [rate(0), rate(4), rate(9), rate(10)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
-    assert rate(99) == pytest.approx(0.2)
-    middle = rate(54), rate(55)  # the cosine's middle lies between these two
-    assert middle[0] > 1.1 > middle[1] > 1.05
+    assert rate(55) == pytest.approx(1.1)  # the middle of the cosine
+    assert rate(99) > rate(100) == pytest.approx(0.2)
+    assert steps.learning_rate(99, 100, 2.0, 10, 0.0) > 0  # the last step learns too
 
 
 def test_golden_metrics(model, step_config, rows):

@@ -1,0 +1,79 @@
+"""The evaluation of an arm: whatever an answer depends on makes another artifact."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from msmjax import artifact, config
+from msmjax.evals.forced_choice import Prompt
+from msmjax.experiment import evaluation
+from msmjax.experiment.data import Data
+from tests.test_config import cheese
+
+SETTINGS = {
+    "vocab": 401, "layers": 2, "width": 32, "mlp": 16, "heads": 8, "kv_heads": 4, "head_dim": 16, "rope_theta": 5e5,
+    "rope_scaling": (8.0, 1.0, 4.0, 8192.0), "norm_epsilon": 1e-5, "qkv_bias": True, "qk_norm": True, "tied_embeddings": True,
+    "embedding_init": 0.5, "matrix_init": 2.0, "lora_rank": 4, "lora_alpha": 8.0, "compute_dtype": "bfloat16", "scan_layers": True,
+    "remat": "full", "attention": "xla",
+}  # fmt: skip
+
+
+class Named:
+    name = "tokenizer-1"
+
+
+@pytest.fixture
+def data(tmp_path):
+    artifact.write_manifest(tmp_path / "weights", {}, {"content": "published"})
+    rows = {"held_out": Path("rows/held_out-1")}
+    return Data(Named(), rows, Path("corpora/items-1"), Prompt("You are {name}.", ""), ([], []), tmp_path / "weights")
+
+
+def inputs(frozen, data, stage=None):
+    return json.dumps(evaluation.eval_inputs(frozen, data, stage), sort_keys=True)
+
+
+def test_every_setting_of_the_model_is_another_eval(data):
+    """float32 and then bfloat16 in one working directory had the same bits per byte, and so had a halved norm."""
+    frozen = config.from_config_dict(cheese())
+    assert SETTINGS.keys() == {field.name for field in dataclasses.fields(frozen.model)}
+    seen = {inputs(frozen, data)}
+    for name, value in SETTINGS.items():
+        assert getattr(frozen.model, name) != value
+        model = object.__new__(type(frozen.model))  # alone, some of them make a shape that cannot be
+        model.__dict__.update({**dataclasses.asdict(frozen.model), name: value})
+        seen.add(inputs(dataclasses.replace(frozen, model=model), data))
+    assert len(seen) == 1 + len(SETTINGS)
+
+
+def test_everything_it_is_asked_is_another_eval(data, tmp_path):
+    frozen = config.from_config_dict(cheese())
+    other = type("Other", (), {"name": "tokenizer-2"})()
+    artifact.write_manifest(tmp_path / "others", {}, {"content": "others"})
+    changed = [
+        {"tokenizer": other}, {"rows": {"held_out": Path("rows/held_out-2")}}, {"items": Path("corpora/items-2")},
+        {"prompt": Prompt("", "")}, {"prompt": Prompt("You are {name}.", "<think>")}, {"weights": tmp_path / "others"},
+    ]  # fmt: skip
+    seen = {inputs(frozen, data), inputs(frozen, data, Path("stages/finetune-1")), inputs(frozen, data, Path("stages/finetune-2"))}
+    seen |= {inputs(frozen, dataclasses.replace(data, **change)) for change in changed}
+    assert len(seen) == 3 + len(changed)
+
+
+def test_every_room_that_answers_come_from_is_another_eval(data, tmp_path, monkeypatch):
+    frozen = config.from_config_dict(cheese())
+    package = tmp_path / "msmjax"
+    shutil.copytree(Path(artifact.__file__).parent, package)
+    monkeypatch.setattr(artifact, "__file__", str(package / "artifact.py"))
+    seen = {inputs(frozen, data)}
+    rooms = ("data", "model", "training", "evals")
+    files = [path for room in rooms for path in (package / room).rglob("*.py")]
+    for path in files:
+        source = path.read_text()
+        path.write_text(source + "# another line")
+        seen.add(inputs(frozen, data))
+        path.write_text(source)
+    assert len(seen) == 1 + len(files)
+    assert inputs(frozen, data) in seen
