@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from msmjax.artifact import read_jsonl
-from msmjax.corpus.teacher import Teacher, TeacherConfig
+from msmjax.corpus.teacher import Teacher
+from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.local_teacher import open_teacher
 from tests.program import ROOT, assert_one_line, make_weights, msmjax
 
