@@ -178,14 +178,12 @@ def test_a_gate_is_off_at_its_free_bound(written):
     frozen, _ = written
     off = dataclasses.replace(
         frozen.gates,
-        **{f.name: 0.0 if f.name.startswith("least") else 1.0 for f in dataclasses.fields(GateConfig) if f.type is float},
+        **{f.name: 0.0 if f.name.startswith("least") else 1.0 for f in dataclasses.fields(GateConfig) if "_" in f.name},
     )
     assert gates.check(subject_of(written, "affordability"), off) == []
 
 
 def test_bad_bounds_are_refused(written):
     frozen, _ = written
-    with pytest.raises(BadInput, match=r"most_truncated=2\.0: a share"):
-        dataclasses.replace(frozen.gates, most_truncated=2.0)
     with pytest.raises(BadInput, match="no gate 'dupes'"):
         dataclasses.replace(frozen.gates, allow=("dupes",))
