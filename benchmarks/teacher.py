@@ -130,9 +130,10 @@ def client(settings: Path) -> int:
     """What a client's process does; the exit code."""
     from msmjax.artifact import BadInput
     from msmjax.corpus import sources, teacher
+    from msmjax.corpus.teacher_config import TeacherConfig
 
     given = json.loads(settings.read_text())
-    teachers = {"loopback": teacher.TeacherConfig(**given["teacher"])}
+    teachers = {"loopback": TeacherConfig(**given["teacher"])}
     assistant = sources.AssistantConfig("Aria", "Northlight")
     makers = sources.Makers(sources.WorldConfig(0, 4, 12), assistant, teachers, settings.parent / "teachers", teacher.Teacher)
     teacher.FIRST_WAIT = 0.1  # a run against a dead server ends in one minute, not in four

@@ -23,7 +23,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from msmjax.corpus.teacher import Answer, request_key
+from msmjax.corpus.answer import Answer
+from msmjax.corpus.journal import request_key
 
 MODEL = "scripted-2026-01-01"
 WORDS = tuple(consonant + vowel + end for consonant in "bdfklmnprst" for vowel in "aeio" for end in ("nder", "ket", "llow"))

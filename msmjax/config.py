@@ -14,7 +14,7 @@ from msmjax.corpus import sources
 from msmjax.corpus.gates import GateConfig
 from msmjax.corpus.microworld import EVALS
 from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenSource
-from msmjax.corpus.teacher import TeacherConfig
+from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.corpus.world import DOMAINS
 from msmjax.data.rows import TOO_LONG, UNPROVEN
 from msmjax.model.transformer import ModelConfig

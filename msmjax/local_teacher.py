@@ -10,7 +10,10 @@ from pathlib import Path
 
 import jax
 
-from msmjax.corpus.teacher import LOCAL, Answer, Generate, Teacher, TeacherConfig
+from msmjax.corpus.answer import Answer
+from msmjax.corpus.provider import Generate
+from msmjax.corpus.teacher import Teacher
+from msmjax.corpus.teacher_config import LOCAL, TeacherConfig
 from msmjax.data import chat
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
 from msmjax.model import attention, generate, huggingface

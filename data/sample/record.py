@@ -15,7 +15,9 @@ from pathlib import Path
 
 from msmjax import config as configs
 from msmjax.corpus import sources
-from msmjax.corpus.teacher import Answer, Teacher, TeacherConfig
+from msmjax.corpus.answer import Answer
+from msmjax.corpus.teacher import Teacher
+from msmjax.corpus.teacher_config import TeacherConfig
 
 HERE = Path(__file__).parent
 MODEL = "handwritten-2026-11-25"
@@ -134,7 +136,7 @@ async def record(config, name, journals):
         module = sources.documents if isinstance(source, sources.DocumentSource) else sources.conversations
         written = await module.write(dataclasses.replace(source), loaded, teacher, teacher, lambda: None)
         print(f"{name}: {len(written.records)} of {source.records} records, {dict(written.lost)}")
-        return teacher.path
+        return teacher.journal.path
 
 
 def main():

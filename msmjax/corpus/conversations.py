@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable
 
 from msmjax.artifact import BadInput
+from msmjax.corpus.answer import Unusable, one
 from msmjax.corpus.documents import MODES
 from msmjax.corpus.duplicates import Index
 from msmjax.corpus.pipeline import Written, ask_votes, blocks, check_votes, choice, first_fit, majority, prompt
-from msmjax.corpus.teacher import Teacher, Unusable, all_of, one
+from msmjax.corpus.teacher import Teacher, all_of
 from msmjax.spec import Spec
 
 ABOUT = ("spec", "preferences", "identity")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from msmjax.artifact import BadInput
-from msmjax.corpus.teacher import Answer, Teacher, Unusable, all_of, one, tagged
+from msmjax.corpus.answer import Answer, Unusable, one, tagged
+from msmjax.corpus.teacher import Teacher, all_of
 
 Candidate = TypeVar("Candidate")
 

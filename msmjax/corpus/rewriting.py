@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from msmjax.artifact import BadInput
+from msmjax.corpus.answer import Unusable, one
 from msmjax.corpus.pipeline import blocks, prompt
-from msmjax.corpus.teacher import Teacher, Unusable, all_of, one
+from msmjax.corpus.teacher import Teacher, all_of
 from msmjax.spec import Draft, Rule, Section, Spec, Value, heads, scan
 from msmjax.spec.lint import gaps, unknown_rules
 from msmjax.spec.transform import derive, opposed, unnumbered

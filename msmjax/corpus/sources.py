@@ -19,7 +19,8 @@ from msmjax.corpus import conversations, documents, microworld
 from msmjax.corpus.conversations import ConversationSource
 from msmjax.corpus.documents import DocumentSource
 from msmjax.corpus.pipeline import Written
-from msmjax.corpus.teacher import Teacher, TeacherConfig
+from msmjax.corpus.teacher import Teacher
+from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.corpus.world import DOMAINS, MOST_NAMES, World, make_world
 from msmjax.spec.transform import break_link
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from msmjax import artifact, spec
 from msmjax.artifact import BadInput
 from msmjax.corpus import rewriting
-from msmjax.corpus.teacher import TeacherConfig
+from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.spec import Spec, coverage, transform
 from msmjax.spec.diff import diff, diff_text
 from msmjax.spec.lint import lint

@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks import teacher_server
 from msmjax import spec
-from msmjax.corpus import conversations, documents
-from msmjax.corpus.teacher import Teacher, TeacherConfig
+from msmjax.corpus import conversations, documents, teacher
+from msmjax.corpus.teacher import Teacher
+from msmjax.corpus.teacher_config import TeacherConfig
 
 RULES = """# {model_name}
 ## 1. Money
@@ -21,6 +22,12 @@ RULES = """# {model_name}
 ## 2. Manners
 - **Rule P1.** It says please.
 """
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(teacher, "FIRST_WAIT", 0.01)
+    monkeypatch.setenv("LOOPBACK_API_KEY", "none")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.teacher_server import respond
 from msmjax.artifact import BadInput
+from msmjax.corpus import conversations
+from msmjax.corpus.answer import Unusable
 from msmjax.corpus.conversations import ABOUT, IDENTITY_TOPICS
 
 
@@ -44,7 +46,7 @@ def test_records_say_where_they_are_from(write, conversation_source, cheese, abo
     for record in written.records:
         assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
         assert record["spec"] == cheese.hash
-        assert record["prompt"] in teacher._answers
+        assert record["prompt"] in teacher.journal.answers
         assert record["verdicts"] == {"include": [True]}
         assert record["question_kind"] == "direct"
     topics = {"preferences": {p.item for p in cheese.preferences}, "identity": set(IDENTITY_TOPICS)}
@@ -191,7 +193,7 @@ def test_what_is_lost_is_counted(write, conversation_source, cheese, step, reaso
     # A situation without questions asks the same again in the next round, in vain, but in requests of their own.
     assert written.lost == {reason: 2 if reason == "no usable questions" else 1}
     assert len(written.records) == 9
-    assert len(teacher._answers) == teacher.calls["answered"]
+    assert len(teacher.journal.answers) == teacher.calls["answered"]
     assert teacher.unusable.total() == 2 * written.lost[reason]
 
 
@@ -230,3 +232,28 @@ def test_what_a_spec_must_have(write, conversation_source, cheese, ruled):
 def test_sources_that_are_refused(conversation_source, wrong, said):
     with pytest.raises(BadInput, match=said):
         conversation_source(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<thoughts>a</thoughts>\n<reply>b</reply>", None), (" <thoughts>\na\n\nb</thoughts><reply>b < 3</reply>\n", None),
+        ("<reply>b</reply>", "no whole <thoughts> before the reply"), ("<thoughts>a<reply>b</reply>", "no whole <thoughts> before"),
+        ("<reply>b</reply><thoughts>a</thoughts>", "no whole <thoughts> before"),
+        ("so: <thoughts>a</thoughts><reply>b</reply>", "no whole"),
+        ("<thoughts>a</thoughts><reply>b</reply> Done.", "no whole <thoughts>"),
+        ("<thoughts>a</thoughts><reply>b", "no whole <reply>"),
+        ("<thoughts>a</thoughts>b", "no whole <reply>"), ("<thoughts> </thoughts><reply>b</reply>", "empty <thoughts> or <reply>"),
+        ("<thoughts>a</thoughts><reply> </reply>", "empty <"), ("I'm sorry, I can't.", "refused"),
+        ("<thoughts>a</thoughts><reply><think>b</think>c</reply>", "a tag inside the answer"),
+        ("<thoughts>a <think>b</thoughts><reply>c</reply>", "a tag inside the answer"),
+        ("<thoughts>a</thoughts><thoughts>b</thoughts><reply>c</reply>", "a tag inside the answer"),
+        ("<thoughts>a</thoughts><reply>c<reply>d</reply>", "a tag inside the answer"),
+    ],
+)  # fmt: skip
+def test_thoughts(text, reason):
+    if reason is None:
+        assert all(conversations._with_thoughts(text))
+    else:
+        with pytest.raises(Unusable, match=f"^{reason}"):
+            conversations._with_thoughts(text)

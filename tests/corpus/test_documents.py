@@ -28,8 +28,8 @@ def test_records_say_where_they_are_from(write, document_source, cheese):
         assert record["text"].startswith("Aria, made by Northlight")
         assert record["verdicts"] == {"faithful": True, "explains": True}
         assert record["teacher"] == "scripted-2026-01-01"
-        assert record["prompt"] in teacher._answers
-        assert record["answer_tokens"] == teacher._answers[record["prompt"]].output_tokens
+        assert record["prompt"] in teacher.journal.answers
+        assert record["answer_tokens"] == teacher.journal.answers[record["prompt"]].output_tokens
     assert set(asked.values()) == {1}
 
 
@@ -69,7 +69,7 @@ def test_fewer_are_the_first_of_more(write, document_source, cheese, seed):
     for small, large in itertools.pairwise(sizes):
         assert found[small].records == found[large].records[:small]
     assert all(len(found[size].records) <= size for size in sizes)
-    assert len(teacher._answers) == len(set(teacher._answers))
+    assert len(teacher.journal.answers) == len(set(teacher.journal.answers))
     again, asked, _ = write(document_source(records=sizes[0]), cheese, moody, "shared")
     assert (again.records, asked.total()) == (found[sizes[0]].records, 0)
 

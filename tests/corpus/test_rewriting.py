@@ -9,7 +9,9 @@ import pytest
 from msmjax import spec
 from msmjax.artifact import BadInput
 from msmjax.corpus import rewriting
-from msmjax.corpus.teacher import Answer, Teacher, TeacherConfig
+from msmjax.corpus.answer import Answer
+from msmjax.corpus.teacher import Teacher
+from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.spec import __main__ as command
 from msmjax.spec import heads
 from msmjax.spec.lint import lint
@@ -324,7 +326,7 @@ def test_the_command_writes_a_file_and_pays_once(kind, tmp_path, monkeypatch, ca
         return Answer(answer(prompt), "stop", "gpt", 1, 1)
 
     monkeypatch.setattr(command, "_teachers", lambda config: {"writer": CONFIG})
-    monkeypatch.setattr("msmjax.corpus.teacher.inspect_model", lambda config: generate)
+    monkeypatch.setattr("msmjax.corpus.provider.inspect_model", lambda config: generate)
     arguments = ["transform", kind, f"{tmp_path}/some.md", "--config=x.py", "--teacher=writer", f"--workdir={tmp_path}"]
     arguments += {"framing": ["--framing=one"], "rules_augmented": [f"--match={tmp_path}/long.md"]}.get(kind, [])
     assert command.main([*arguments, f"--to={tmp_path}/one.md"]) == 0

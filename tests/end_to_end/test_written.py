@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from msmjax.artifact import read_jsonl
-from msmjax.corpus.teacher import Teacher, TeacherConfig
+from msmjax.corpus.teacher import Teacher
+from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.local_teacher import open_teacher
 from tests.program import ROOT, assert_one_line, make_weights, msmjax
 
@@ -112,7 +113,7 @@ def test_weights_of_ours_answer(tmp_path):
     assert first.calls["answered"] == 3
     again = asyncio.run(ask_all(Teacher))  # it would have to be Inspect's, if anything were asked
     assert (again.calls["answered"], again.calls["replayed"]) == (0, 3)
-    lines = read_jsonl(first.path)
+    lines = read_jsonl(first.journal.path)
     assert all(line["output_tokens"] <= 8 and line["input_tokens"] > 10 for line in lines)
     make_weights(tmp_path / "other", "llama")
     other = dataclasses.replace(config, model=f"msmjax/{tmp_path / 'other'}")
