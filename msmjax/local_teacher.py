@@ -16,7 +16,7 @@ from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.teacher_config import LOCAL, TeacherConfig
 from msmjax.data import chat
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
-from msmjax.model import attention, generate, huggingface
+from msmjax.model import attention, generate, huggingface, huggingface_config
 from msmjax.model.transformer import ModelConfig, init_params
 from msmjax.training import sharding
 from msmjax.training.sharding import MeshConfig
@@ -37,7 +37,7 @@ def open_teacher(config: TeacherConfig, journals: Path) -> Teacher:
 def local_model(config: TeacherConfig) -> Generate:
     """Loads the model over all devices of this machine. Raises BadInput for a directory that is no model with a tokenizer."""
     directory = Path(config.model.removeprefix(LOCAL))
-    on_cpu, shape = jax.default_backend() == "cpu", huggingface.read_config(directory)
+    on_cpu, shape = jax.default_backend() == "cpu", huggingface_config.read(directory)
     dtype, kind = "float32" if on_cpu else "bfloat16", attention.kind_of(jax.devices()[0])
     back_end, _ = attention.resolve(attention.AUTO, *kind, generate.COLUMNS, shape["head_dim"], dtype)
     model = ModelConfig(

@@ -19,7 +19,7 @@ from msmjax.experiment.data import Data, make_data
 from msmjax.experiment.evaluation import evaluate
 from msmjax.experiment.findings import read_findings
 from msmjax.experiment.stages import run_stage
-from msmjax.model import attention, huggingface
+from msmjax.model import attention, huggingface_config
 from msmjax.report import html, table
 from msmjax.training import processes
 from msmjax.training import step as steps
@@ -36,7 +36,7 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
         fit.fit(config, stage, here)
     steps.abstract_state(config.model, config.optimizer, mesh)  # refuses a shape that does not fit the mesh
     if config.weights:
-        huggingface.check_config(Path(config.weights), config.model)
+        huggingface_config.check(Path(config.weights), config.model)
     used = {name for arm in config.run for name in config.arms[arm]} - {IMPORT}
     data = processes.first_then_others("data is made", lambda: make_data(config, workdir, used))
     if processes.is_first():

@@ -26,7 +26,7 @@ from msmjax.data.provenance import Corpus, Document
 from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.experiment.data import make_data, mixture_of, source_of
 from msmjax.experiment.stages import find_arm
-from msmjax.model import generate, huggingface, lora
+from msmjax.model import generate, huggingface_export, lora
 from msmjax.report import table as tables
 from msmjax.training import sharding, weights
 
@@ -176,7 +176,7 @@ def export(config: ExperimentConfig, workdir: Path, arm: str, to: Path, merge: b
     else:
         params = weights.whole(model, config.optimizer, mesh, source, stage)
     dtype = jax.tree.leaves(params)[0].dtype
-    huggingface.write_params(to, model, params, dtype, source.weights if source else None, templates)
+    huggingface_export.write_params(to, model, params, dtype, source.weights if source else None, templates)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{to}: {size:,} parameters in {dtype}, of seed {seed}" + ("" if source else "; without a tokenizer, which is no HF one"))
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 
-from msmjax.model import huggingface, transformer
+from msmjax.model import huggingface_export, transformer
 from msmjax.training import step as steps
 from msmjax.training import weights
 
@@ -18,7 +18,7 @@ def test_layers_of_a_base_lie_where_the_step_wants_them(tmp_path, model):
     mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
     model = dataclasses.replace(model, qkv_bias=False)  # a published family's
     params = transformer.init_params(model, jax.random.key(0))
-    huggingface.write_params(tmp_path / "weights", model, params, "float32", None)
+    huggingface_export.write_params(tmp_path / "weights", model, params, "float32", None)
     lora = dataclasses.replace(model, lora_rank=4, lora_alpha=8.0, scan_layers=False)
     base = weights.base(lora, mesh, weights.Source(tmp_path / "weights", None))
     abstract = steps.abstract_base(lora, mesh)
