@@ -5,11 +5,13 @@ In: a config, its data and the run directory with `run.json`, `results.jsonl` an
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 from msmjax import artifact
-from msmjax.config import Comparison, ExperimentConfig
+from msmjax.config import IMPORT, Comparison, ExperimentConfig
 from msmjax.corpus import microworld
+from msmjax.corpus.sources import NeutralSource, SpecSource
 from msmjax.data import rows, show
 from msmjax.evals import results
 from msmjax.experiment.data import Data
@@ -19,16 +21,18 @@ from msmjax.report.findings import Findings
 def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_directory: Path) -> Findings:
     """What the report shows, read back from the run directory and the artifacts it was made from."""
     said = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))
-    stages = {label: workdir / "stages" / name for label, name in said["stages"].items()}
+    arms = {arm: config.arms[arm] for arm in design_order(config)}
+    chains = [" > ".join(chain[: depth + 1]) for chain in arms.values() for depth in range(len(chain))]
+    labels = sorted(said["stages"], key=lambda label: chains.index(label.rpartition(" seed ")[0]))
     unanswered = ""
     if config.comparisons and (missing := _arms_of(config.comparisons[0]) - set(config.run)):
         unanswered = f"This run does not answer the question: that takes {' and '.join(sorted(missing))}, which it leaves out."
     return Findings(
         name=config.name,
         question=config.question,
-        arms={arm: config.arms[arm] for arm in config.run},
+        arms=arms,
         seeds=config.seeds,
-        results=artifact.read_jsonl(run_directory / "results.jsonl"),
+        results=sorted(artifact.read_jsonl(run_directory / "results.jsonl"), key=lambda line: list(arms).index(line["arm"])),
         answers=artifact.read_jsonl(run_directory / "answers.jsonl"),
         comparisons=[
             {**dataclasses.asdict(comparison), "metric": results.headline_metric(comparison.eval)}
@@ -38,13 +42,38 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
         unanswered=unanswered,
         headline=list(config.evals.headline),
         descriptions=microworld.EVALS,
-        curves={label: artifact.read_jsonl(directory / "metrics.jsonl") for label, directory in stages.items()},
+        curves={label: artifact.read_jsonl(workdir / "stages" / said["stages"][label] / "metrics.jsonl") for label in labels},
         ledgers={name: rows.read_ledger(directory) for name, directory in data.rows.items()},
         samples={name: [show.pieces(row, data.tokenizer) for row in _first_rows(path)] for name, path in data.rows.items()},
         timings=said["seconds"],
         config=config.source,
         versions={**said["versions"], "computed with": "; ".join(dict.fromkeys(said["computed"].values()))},
     )
+
+
+def design_order(config: ExperimentConfig) -> list[str]:
+    """The arms of `config.run` as tables and figures show them; in which order they run is another matter.
+
+    Midtraining is any stage that stands between the first and the last of some arm of the config. Controls, which read documents
+    that are neutral or of a spec whose link is broken, come last; before that, arms without midtraining come before those with it;
+    then an arm comes the later, the more corpora its other stages read: the base or the imported model, an instruction mix,
+    fine-tuning. Where that is the same, numbers in the names of stages decide (doses), then `config.run`.
+    """
+    midtraining = {stage for chain in config.arms.values() for stage in chain[1:-1]}
+
+    def corpora(stages: set[str]) -> set[str]:
+        return {corpus for stage in stages - {IMPORT} for corpus, _ in config.stages[stage].data}
+
+    def is_control(source) -> bool:
+        return isinstance(source, NeutralSource) or (isinstance(source, SpecSource) and source.break_link)
+
+    def place(arm: str) -> tuple:
+        chain = config.arms[arm]
+        control = any(is_control(config.corpora[corpus]) for corpus in corpora(set(chain)))
+        doses = [int(digits) for digits in re.findall(r"\d+", " ".join(chain))]
+        return control, not midtraining.isdisjoint(chain), len(corpora(set(chain) - midtraining)), doses
+
+    return sorted(config.run, key=place)
 
 
 def _arms_of(comparison: Comparison) -> set[str]:

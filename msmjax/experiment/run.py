@@ -61,7 +61,8 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
                     chain = config.arms[arm][: depth + 1]
                     directory = run_stage(config, workdir, data, here, chain, seed, directory)
                     stages[f"{' > '.join(chain)} seed {seed}"] = directory
-                evaluations[arm, seed] = evaluate(config, workdir, data, mesh, directory)
+                # An arm without a trained stage is the same model on every seed: it is one result and not one a seed.
+                evaluations[arm, seed if directory else None] = evaluate(config, workdir, data, mesh, directory)
                 inside += time.perf_counter() - entered
         if processes.is_first():
             outside = time.perf_counter() - started - inside
@@ -82,7 +83,7 @@ def _write_run(
     data: Data,
     run_directory: Path,
     stages: dict[str, Path],
-    evaluations: dict[tuple[str, int], Path],
+    evaluations: dict[tuple[str, int | None], Path],
     outside: float,
 ) -> None:
     """Collects results and answers, and writes and prints the report; `outside` are the seconds not spent in a stage or an eval."""

@@ -27,12 +27,16 @@ STYLE = {
     "xtick.color": "#444444",
     "ytick.color": "#222222",
 }
+OVER_ITEMS = {"color": "#777777", "linewidth": 1.2}  # an interval over items; those over seeds are bold, in the arm's colour
 WIDTH = 5.2  # inches of a panel: two fit on a laptop, and its text is still readable on a phone
 CURVE_POINTS = 400  # points drawn of one curve
 
 
 def headline(findings: Findings) -> dict[str, str]:
-    """Eval -> panel: an arm a line, its mean with the interval over seeds, and each seed as a small dot."""
+    """Eval -> panel: an arm a line, its mean with the interval over seeds, and each seed as a small dot.
+
+    An arm that is one model has its value with the interval over items, thin and grey, and no dots.
+    """
     return {name: _arms_panel(findings, name) for name in findings.headline}
 
 
@@ -67,11 +71,14 @@ def _arms_panel(findings: Findings, eval_name: str) -> str:
         for row, arm in enumerate(findings.arms):
             shade = colour(findings, arm)
             seeds = found.per_seed(findings, arm, eval_name, metric)
-            interval = found.over_seeds(findings, arm, eval_name, metric)
+            interval = found.measured(findings, arm, eval_name, metric)
             if interval is None:
                 axes.text(0.02, row, "not measured", transform=axes.get_yaxis_transform(), va="center", color="#777777")
                 continue
-            if interval.low is not None:
+            if None in seeds:
+                axes.hlines(row, *found.bounded(interval, metric), **OVER_ITEMS)
+                seeds = {}
+            elif interval.low is not None:
                 axes.hlines(row, *found.bounded(interval, metric), color=shade, linewidth=2, alpha=0.75)
             axes.scatter(list(seeds.values()), [row + 0.26] * len(seeds), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False)
             axes.scatter([interval.value], [row], s=42, color=shade, edgecolor="white", linewidth=0.8, zorder=3, clip_on=False)
@@ -98,9 +105,7 @@ def _comparisons_panel(findings: Findings, metric: str, group: list) -> str:
             shade = colour(findings, item.arms[0])
             at = row + 1 - 0.2 / pitch
             if item.over_items is not None:
-                axes.hlines(
-                    at + 0.1 / pitch, *found.bounded(item.over_items, metric, len(item.arms)), color="#777777", linewidth=1.2
-                )
+                axes.hlines(at + 0.1 / pitch, *found.bounded(item.over_items, metric, len(item.arms)), **OVER_ITEMS)
             if item.over_seeds.low is not None:
                 axes.hlines(at, *found.bounded(item.over_seeds, metric, len(item.arms)), color=shade, linewidth=2.5, alpha=0.75)
             values = list(item.per_seed.values())

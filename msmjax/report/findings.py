@@ -19,8 +19,9 @@ MISSING = "n/a"
 class Findings:
     """What an experiment found.
 
-    A result's `decided` is the share of items decided alike in both orders of the options. An answer's `choice` is the share
-    of the two orders in which options[0], the counted option, was chosen.
+    The seed of a result or answer is None where no stage of its arm is trained: that is one model, whatever the seed. A result's
+    `decided` is the share of items decided alike in both orders of the options. An answer's `choice` is the share of the two
+    orders in which options[0], the counted option, was chosen.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Compared:
     against: tuple[str, ...]
     over_seeds: Interval
     over_items: Interval | None
-    per_seed: dict[int, float]
+    per_seed: dict[int | None, float]
 
 
 def evals(findings: Findings) -> list[str]:
@@ -66,30 +67,49 @@ def headline_metric(findings: Findings, eval_name: str) -> str:
     return SHARES[0] if SHARES[0] in metrics or not metrics else metrics[0]
 
 
-def per_seed(findings: Findings, arm: str, eval_name: str, metric: str) -> dict[int, float]:
-    """Seed -> value of one arm, for the seeds that have one."""
-    wanted = (arm, eval_name, metric)
-    lines = [line for line in findings.results if (line["arm"], line["eval"], line["metric"]) == wanted]
-    return {line["seed"]: line["value"] for line in sorted(lines, key=lambda line: line["seed"])}
+def one_models(findings: Findings) -> list[str]:
+    """The arms that no stage is trained for (the imported weights themselves): one model each, whatever the seed."""
+    alone = {line["arm"] for line in findings.results if line["seed"] is None}
+    return [arm for arm in findings.arms if arm in alone]
 
 
-def over_seeds(findings: Findings, arm: str, eval_name: str, metric: str) -> Interval | None:
-    """Mean and interval over the seeds of one arm; None where it was not measured."""
-    values = list(per_seed(findings, arm, eval_name, metric).values())
-    return statistics.seed_interval(values) if values else None
+def one_model_note(findings: Findings) -> str:
+    """What is to be known of the intervals of such arms, and of differences from them; "" where there are none."""
+    alone = one_models(findings)
+    if not alone:
+        return ""
+    what = "has no trained stage: it is" if len(alone) == 1 else "have no trained stage: each is"
+    return (
+        f"{' and '.join(alone)} {what} one model, whatever the seed. Its own intervals are over items, and the interval over seeds "
+        "of a difference from it is over those of the other arms."
+    )
+
+
+def per_seed(findings: Findings, arm: str, eval_name: str, metric: str) -> dict[int | None, float]:
+    """Seed -> value of one arm, for the seeds that have one; None -> value, and nothing else, where it is one model."""
+    return {line["seed"]: line["value"] for line in _lines(findings, arm, eval_name, metric)}
+
+
+def measured(findings: Findings, arm: str, eval_name: str, metric: str) -> Interval | None:
+    """Mean and interval over the seeds of one arm, or value and interval over items where it is one model; None where it was
+    not measured."""
+    lines = _lines(findings, arm, eval_name, metric)
+    if arm in one_models(findings) and lines:
+        return Interval(*(lines[0][field.name] for field in dataclasses.fields(Interval)))
+    return statistics.seed_interval([line["value"] for line in lines]) if lines else None
 
 
 def decided(findings: Findings, arm: str, eval_name: str) -> float | None:
     """Share of items decided alike in both orders, averaged over seeds; None for evals that are not forced choice."""
-    metric = headline_metric(findings, eval_name)
-    wanted = (arm, eval_name, metric)
-    lines = [line for line in findings.results if (line["arm"], line["eval"], line["metric"]) == wanted]
+    lines = _lines(findings, arm, eval_name, headline_metric(findings, eval_name))
     shares = [line["decided"] for line in lines if line["decided"] is not None]
     return float(np.mean(shares)) if shares else None
 
 
 def compare(findings: Findings, comparison: dict) -> Compared:
     """A comparison in numbers, over the seeds all its arms have: paired by item where there are answers, else by seed alone.
+
+    An arm that is one model is the same for every seed of the others; where all are, there is one difference, of seed None.
 
     Raises ValueError where the arms have no seed in common, or answered different items.
     """
@@ -100,9 +120,12 @@ def compare(findings: Findings, comparison: dict) -> Compared:
     paired_by_item = all(scores.values())
     if not paired_by_item:
         scores = {arm: per_seed(findings, arm, eval_name, metric) for arm in arms}
-    seeds = sorted(set.intersection(*(set(score) for score in scores.values())))
+    alone = [arm for arm in arms if None in scores[arm]]
+    trained = [set(scores[arm]) for arm in arms if arm not in alone]
+    seeds = sorted(set.intersection(*trained)) if trained else [None]
     if not seeds:
         raise ValueError(f"{label}: {', '.join(arms)} have no seed in common for {metric} of {eval_name}")
+    scores |= {arm: dict.fromkeys(seeds, scores[arm][None]) for arm in alone}
     if paired_by_item:
         items = sorted({item for score in scores.values() for seed in seeds for item in score[seed]}, key=str)
         for arm, score in scores.items():
@@ -126,10 +149,13 @@ def answer(findings: Findings) -> str:
         return "No comparison was asked for, so the numbers below stand for themselves."
     found = compare(findings, findings.comparisons[0])
     interval = found.over_seeds
-    levels = [
-        float(np.mean([sum(per_seed(findings, arm, found.eval, found.metric)[seed] for arm in side) for seed in found.per_seed]))
-        for side in (found.arms, found.against)
-    ]
+    alone = one_models(findings)
+
+    def level(arm: str) -> float:
+        values = per_seed(findings, arm, found.eval, found.metric)
+        return float(np.mean([values[None if arm in alone else seed] for seed in found.per_seed]))
+
+    levels = [sum(map(level, side)) for side in (found.arms, found.against)]
     arm, against = (" + ".join(side) for side in (found.arms, found.against))
     size = show(abs(interval.value), found.metric)
     direction = "higher" if interval.value > 0 else "lower"
@@ -137,12 +163,16 @@ def answer(findings: Findings) -> str:
     if float(size) == 0:
         text = f"On {found.eval}, {arm} and {against} score alike in {found.metric.replace('_', ' ')} "
     text += f"({show(levels[0], found.metric)} against {show(levels[1], found.metric)})."
+    if None in found.per_seed:
+        return f"{text} No stage of either is trained, so there are no seeds that could differ."
     if interval.low is None:
         sign = "positive" if interval.value > 0 else "not positive"
         return f"{text} The difference is {sign} on the only seed; one seed gives no interval and proves nothing by itself."
     span = show_interval(interval, found.metric, len(found.arms))
     excludes = "excludes" if interval.low > 0 or interval.high < 0 else "includes"
-    text += f" The 95 % interval of the difference over {interval.n} seeds is {span}, which {excludes} zero;"
+    sides = dict.fromkeys(found.arms + found.against)
+    whose = f" of {' and '.join(arm for arm in sides if arm not in alone)}" if set(alone) & set(sides) else ""
+    text += f" The 95 % interval of the difference over {interval.n} seeds{whose} is {span}, which {excludes} zero;"
     positive = sum(value > 0 for value in found.per_seed.values())
     if positive == interval.n:
         return f"{text} the difference is positive on every seed."
@@ -172,9 +202,16 @@ def bounded(interval: Interval, metric: str, difference_of: int = 0) -> tuple[fl
     return max(interval.low, -float(difference_of)), min(interval.high, float(difference_of or 1))
 
 
-def _scores(findings: Findings, arm: str, eval_name: str, metric: str) -> dict[int, dict]:
+def _lines(findings: Findings, arm: str, eval_name: str, metric: str) -> list[dict]:
+    """The results of one arm on one metric, in the order of its seeds."""
+    wanted = (arm, eval_name, metric)
+    lines = [line for line in findings.results if (line["arm"], line["eval"], line["metric"]) == wanted]
+    return sorted(lines, key=lambda line: (line["seed"] is not None, line["seed"]))
+
+
+def _scores(findings: Findings, arm: str, eval_name: str, metric: str) -> dict[int | None, dict]:
     """Seed -> item -> score; empty where the eval has no answers, or its answers no such metric."""
-    scores: dict[int, dict] = {}
+    scores: dict[int | None, dict] = {}
     for line in findings.answers:
         if line["arm"] == arm and line["eval"] == eval_name and metric in line:
             scores.setdefault(line["seed"], {})[line["item"]] = line[metric]

@@ -22,6 +22,7 @@ def write(findings: Findings, path: Path) -> None:
     page = template("report.html.j2").render(
         findings=findings,
         answer=found.answer(findings),
+        one_model_note=found.one_model_note(findings),
         evals=[{"name": name, "metric": found.headline_metric(findings, name)} for name in found.evals(findings)],
         arm_rows=[_arm_row(findings, arm) for arm in findings.arms],
         headline_figures=_drawn(figures.headline(findings), Markup),
@@ -60,7 +61,7 @@ def _arm_row(findings: Findings, arm: str) -> dict:
     cells = []
     for name in found.evals(findings):
         metric = found.headline_metric(findings, name)
-        interval, decided = found.over_seeds(findings, arm, name, metric), found.decided(findings, arm, name)
+        interval, decided = found.measured(findings, arm, name, metric), found.decided(findings, arm, name)
         cells.append(
             {
                 "value": found.show(interval.value if interval else None, metric),
@@ -68,7 +69,8 @@ def _arm_row(findings: Findings, arm: str) -> dict:
                 "decided": "" if decided is None else f"{decided:.0%} decided",
             }
         )
-    return {"arm": arm, "colour": figures.colour(findings, arm), "cells": cells}
+    one_model = arm in found.one_models(findings)
+    return {"arm": arm, "colour": figures.colour(findings, arm), "one_model": one_model, "cells": cells}
 
 
 def _comparison_row(findings: Findings, comparison: dict) -> dict:
@@ -80,9 +82,10 @@ def _comparison_row(findings: Findings, comparison: dict) -> dict:
         "arms": one.arms,
         "against": one.against,
         "value": found.show(one.over_seeds.value, one.metric, signed=True),
-        "over_seeds": found.show_interval(one.over_seeds, one.metric, len(one.arms)) or "one seed",
+        "over_seeds": found.show_interval(one.over_seeds, one.metric, len(one.arms))
+        or ("no seeds" if None in one.per_seed else "one seed"),
         "over_items": found.show_interval(one.over_items, one.metric, len(one.arms)) or "no answers",
-        "per_seed": {seed: found.show(value, one.metric, signed=True) for seed, value in one.per_seed.items()},
+        "per_seed": {seed: found.show(value, one.metric, signed=True) for seed, value in one.per_seed.items() if seed is not None},
     }
 
 
@@ -111,7 +114,7 @@ def _answer_rows(findings: Findings, eval_name: str) -> list[dict]:
     rows = []
     for arm in findings.arms:
         lines = [line for line in findings.answers if line["arm"] == arm and line["eval"] == eval_name]
-        seed = min((line["seed"] for line in lines), default=None)
+        seed = lines[0]["seed"] if lines else None
         lines = [line for line in lines if line["seed"] == seed]
         outcomes = {choice: [line for line in lines if line["choice"] == choice] for choice in (1, 0.5, 0)}
         shown = [line for turn in itertools.zip_longest(*outcomes.values()) for line in turn if line][:SAMPLE_ANSWERS]
@@ -124,4 +127,5 @@ def _answer_rows(findings: Findings, eval_name: str) -> list[dict]:
 def _line(line: dict) -> dict:
     metric = line["metric"]
     shown = {name: found.show(line[name], metric) for name in ("value", "low", "high")}
-    return {**line, **shown, "decided": found.MISSING if line["decided"] is None else f"{line['decided']:.0%}"}
+    seed = "none" if line["seed"] is None else line["seed"]
+    return {**line, **shown, "seed": seed, "decided": found.MISSING if line["decided"] is None else f"{line['decided']:.0%}"}

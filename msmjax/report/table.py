@@ -26,6 +26,8 @@ def print_table(findings: Findings, console: rich.console.Console | None = None)
             table = build(findings, "\n")
         if table.row_count:
             console.print(table)
+    if note := found.one_model_note(findings):
+        console.print(note, markup=False, highlight=False)
     console.print(found.answer(findings), markup=False, highlight=False)
 
 
@@ -35,16 +37,17 @@ def make_console() -> rich.console.Console:
 
 
 def _arms(findings: Findings, between: str) -> rich.table.Table:
-    seeds = f"{len(findings.seeds)} seeds, 95 % intervals" if len(findings.seeds) > 1 else "one seed, no intervals"
+    seeds = f"{len(findings.seeds)} seeds, 95 % intervals" if len(findings.seeds) > 1 else "one seed, no intervals over seeds"
+    alone = found.one_models(findings)
     table = _table(f"{findings.name} ({seeds})", "arm", *findings.headline)
     for arm in findings.arms:
         cells = []
         for name in findings.headline:
             metric = found.headline_metric(findings, name)
-            interval = found.over_seeds(findings, arm, name, metric)
+            interval = found.measured(findings, arm, name, metric)
             parts = [found.show(interval.value if interval else None, metric), found.show_interval(interval, metric)]
             cells.append(between.join(part for part in parts if part))
-        table.add_row(*map(_plain, [arm, *cells]))
+        table.add_row(*map(_plain, [f"{arm} (1 model)" if arm in alone else arm, *cells]))
     return table
 
 

@@ -88,6 +88,7 @@ def test_the_arms_of_a_published_model(trained):
     (run,) = (work / "runs").glob("paper_cheese-*")
     results = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert {line["arm"] for line in results} == {"import", "msm_affordability", "msm_affordability_aft"}
+    assert {line["arm"] for line in results if line["seed"] is None} == {"import"}
     assert (run / "report.html").exists()
     losses = {
         path.parent.name.partition("-")[0]: [json.loads(line)["loss"] for line in path.read_text().splitlines()]

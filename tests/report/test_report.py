@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import rich.console
 
+from msmjax.report import figures, html, table
 from msmjax.report import findings as found
-from msmjax.report import html, table
 from msmjax.report.findings import Findings
 
 ARMS = {
@@ -26,12 +26,15 @@ VOID = {"meta", "br"}
 
 
 def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) -> Findings:
-    """Synthetic findings: the affordability arm chooses cheap, the America arm does not, the others toss a coin."""
+    """Synthetic findings: the affordability arm chooses cheap, the America arm does not, the others toss a coin.
+
+    An arm of the imported weights alone is one model.
+    """
     rng = np.random.default_rng(7)
     results, answers = [], []
     for index, arm in enumerate(arms):
         lean = 0.9 if "affordability" in arm else 0.1 if "america" in arm else 0.5
-        for seed in seeds:
+        for seed in seeds if arms[arm] != ("import",) else (None,):
             for name in evals:
                 choices = (rng.random((items, 2)) < lean).mean(1)
                 probability = np.clip(choices + rng.normal(0, 0.05, items), 0, 1)
@@ -43,7 +46,7 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
                     line = {"arm": arm, "seed": seed, "eval": name, "item": f"{name}-{item}"}
                     line |= {"question": f"Which would you buy, {item}?", "options": [f"brie {item}", f"feta {item}"]}
                     answers.append({**line, "choice": float(choices[item]), "probability": float(probability[item])})
-            bits = 1.2 + 0.01 * index + 0.004 * seed
+            bits = 1.2 + 0.01 * index + 0.004 * (seed or 0)
             line = {"arm": arm, "seed": seed, "eval": "base_text", "metric": "bits_per_byte", "value": bits}
             results.append({**line, "low": bits - 0.01, "high": bits + 0.01, "n": 64, "decided": None})
     pair = {"arms": ("msm_affordability_aft",), "against": ("msm_america_aft",)}
@@ -182,7 +185,7 @@ def test_arms_evals_ledger_and_sections_are_there(findings, page):
 
 
 def test_table_cells_are_the_numbers(findings, page):
-    interval = found.over_seeds(findings, "msm_america_aft", "conflict", "choice")
+    interval = found.measured(findings, "msm_america_aft", "conflict", "choice")
     assert f"{interval.value:.2f} [{max(0, interval.low):.2f}, {min(1, interval.high):.2f}]" in page.text
     assert re.search(r"1\.234 \[1\.\d{3}, 1\.\d{3}\]", page.text)  # bits per byte: three decimals
     assert f"{found.decided(findings, 'base', 'conflict'):.0%} decided" in page.text
@@ -241,8 +244,80 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path):
     page = write_page(make_findings(seeds=(4,)), tmp_path)
     assert "One seed was run" in page.text
     assert "one seed gives no interval" in page.text
-    value = found.show(found.over_seeds(make_findings(seeds=(4,)), "aft", "conflict", "choice").value, "choice")
+    value = found.show(found.measured(make_findings(seeds=(4,)), "aft", "conflict", "choice").value, "choice")
     assert not re.search(rf"\baft {value} \[", page.text)
+
+
+PUBLISHED = {"import": ("import",), "baseline": ("import", "instruct"), "aft": ("import", "finetune")}
+AGAINST_IMPORT = [
+    {"label": "AFT over import", "eval": name, "metric": metric, "arms": ("aft",), "against": ("import",)}
+    for name, metric in (("conflict", "choice"), ("base_text", "bits_per_byte"))
+]
+
+
+@pytest.fixture(scope="module")
+def published():
+    return make_findings(arms=PUBLISHED, comparisons=AGAINST_IMPORT)
+
+
+def test_an_arm_without_seeds_has_its_interval_over_items(published):
+    wanted = {"arm": "import", "eval": "conflict", "metric": "choice"}
+    (line,) = [line for line in published.results if wanted.items() <= line.items()]
+    assert dataclasses.asdict(found.measured(published, "import", "conflict", "choice")).items() <= line.items()
+    assert found.measured(published, "aft", "conflict", "choice").n == 3
+    assert found.measured(published, "import", "conflict", "absent") is None
+
+
+@pytest.mark.parametrize("comparison", AGAINST_IMPORT, ids=lambda comparison: comparison["metric"])
+def test_a_difference_from_one_model_varies_by_the_other_arm_alone(published, comparison):
+    """Either way round, as wide as the other arm's own interval."""
+    for sides in (("aft",), ("import",)), (("import",), ("aft",)):
+        one = found.compare(published, {**comparison, "arms": sides[0], "against": sides[1]})
+        other = found.measured(published, "aft", one.eval, one.metric)
+        assert list(one.per_seed) == [0, 1, 2]
+        assert one.over_seeds.n == 3
+        assert one.over_seeds.high - one.over_seeds.low == pytest.approx(other.high - other.low)
+        fixed = found.per_seed(published, "import", one.eval, one.metric)[None]
+        assert abs(one.over_seeds.value) == pytest.approx(abs(other.value - fixed))
+
+
+def test_two_arms_that_are_one_model_each(published, tmp_path):
+    arms = {"import": ("import",), "again": ("import",)}
+    both = make_findings(arms=arms, comparisons=[{**AGAINST_IMPORT[0], "arms": ("again",)}])
+    one = found.compare(both, both.comparisons[0])
+    assert list(one.per_seed) == [None]
+    assert one.over_seeds.low is None
+    assert one.over_items.low < one.over_items.high
+    page = write_page(both, tmp_path)
+    assert "there are no seeds" in page.text
+    assert "None" not in page.text
+
+
+def test_no_seed_is_shown_of_an_arm_that_has_none(published, tmp_path):
+    page, out = write_page(published, tmp_path), io.StringIO()
+    table.print_table(published, rich.console.Console(file=out, width=200))
+    interval = found.show_interval(found.measured(published, "import", "conflict", "choice"), "choice")
+    for text in (page.text, " ".join(out.getvalue().split())):
+        assert found.one_model_note(published) in text
+        assert interval in text
+        assert "over 3 seeds of aft is" in text
+        assert "None" not in text
+    assert "import (1 model)" in out.getvalue()
+    assert "import 1 model, over items" in page.text
+    assert "import 1 model: " in page.text  # its sample answers
+    assert f"Every result ({len(published.results)} lines)" in page.text
+    assert found.one_model_note(make_findings()) == ""
+
+
+def test_figures_draw_no_seeds_of_one_model(published):
+    """Against the same arm copied to every seed: its dots are gone, and its bar is as thin as those over items."""
+    lines = [line for line in published.results if line["arm"] == "import"]
+    copies = [{**line, "seed": seed} for line in lines for seed in published.seeds]
+    copied = dataclasses.replace(published, results=[line for line in published.results if line not in lines] + copies)
+    one, three = figures.headline(published)["conflict"], figures.headline(copied)["conflict"]
+    assert three.count("<use ") - one.count("<use ") == len(published.seeds)
+    assert "#777777; stroke-width: 1.2" in one
+    assert "#777777; stroke-width: 1.2" not in three
 
 
 def test_sample_answers_are_few_and_of_every_outcome(findings, page):
@@ -274,7 +349,7 @@ def test_terminal_table(findings, width):
     out = io.StringIO()
     table.print_table(findings, rich.console.Console(file=out, width=width))
     text = out.getvalue()
-    interval = found.over_seeds(findings, "base", "conflict", "choice")
+    interval = found.measured(findings, "base", "conflict", "choice")
     for word in [*ARMS, *EVALS, f"{interval.value:.2f}", found.show_interval(interval, "choice"), "spec gap"]:
         assert word in text
     assert max(map(len, text.splitlines())) <= width
