@@ -24,6 +24,11 @@ def pieces(row: dict[str, np.ndarray], tokenizer: AnyTokenizer) -> list[Piece]:
     return out
 
 
+def as_row(ids: list[int], mask: list[bool]) -> dict[str, np.ndarray]:
+    """A row of one document, which holds nothing else."""
+    return {"tokens": np.array(ids), "segment_ids": np.ones(len(ids), np.int32), "loss_mask": np.array(mask)}
+
+
 def coloured(row: dict[str, np.ndarray], tokenizer: AnyTokenizer):
     """The row as rich's text: each document on a new line, supervised text in bold green."""
     from rich.text import Text

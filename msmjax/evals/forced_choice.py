@@ -79,14 +79,7 @@ def _system_of(conversation: dict) -> str:
 def answer(items: list[dict], prompt: Prompt, model: ModelConfig, params: dict, mesh: Mesh, tokenizer: AnyTokenizer) -> list[dict]:
     """For each item, `choice`: the share of the two orders in which the counted option (the first) won, a tie counting half;
     `probability`: its probability among the two, averaged over the orders."""
-    examples = []
-    for item in items:
-        for order in ((0, 1), (1, 0)):
-            first, second = (item["options"][index] for index in order)
-            asked = prompt.write(item["name"], item["question"].format(first=first, second=second), tokenizer)
-            for option in item["options"]:
-                ids = [*tokenizer.encode(item["answer"].format(item=option)), tokenizer.end]
-                examples.append((asked + ids, len(asked)))
+    examples = [example for item in items for example in ask(item, prompt, tokenizer)]
     nats = score(examples, model, params, mesh).reshape(len(items), 2, 2)  # item, order, option
     margins = nats[:, :, 1] - nats[:, :, 0]  # log-odds of the counted option
     choices = (np.sign(margins) + 1) / 2
@@ -104,6 +97,16 @@ def answer(items: list[dict], prompt: Prompt, model: ModelConfig, params: dict, 
         }
         for index, item in enumerate(items)
     ]
+
+
+def ask(item: dict, prompt: Prompt, tokenizer: AnyTokenizer) -> list[tuple[list[int], int]]:
+    """The item in both orders of its options, with either as the answer: four times ids, and where what is scored begins."""
+    out = []
+    for first, second in (item["options"], item["options"][::-1]):
+        asked = prompt.write(item["name"], item["question"].format(first=first, second=second), tokenizer)
+        for option in item["options"]:
+            out.append(([*asked, *tokenizer.encode(item["answer"].format(item=option)), tokenizer.end], len(asked)))
+    return out
 
 
 def score(examples: list[tuple[list[int], int]], model: ModelConfig, params: dict, mesh: Mesh) -> np.ndarray:

@@ -54,7 +54,7 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
     """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items."""
     used = {corpus for name in stages for corpus, _ in config.stages[name].data}
     used |= {config.evals.base_text, config.evals.chats, *([] if config.weights else [config.tokenizer_corpus])}
-    items = _make_items(config, workdir)
+    items = make_items(config, workdir)
     names = [name for name in config.corpora if name in used]
     bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
     corpora = {name: _make_corpus(config, workdir, name) for name in bar(names, desc="corpora")}
@@ -99,7 +99,7 @@ def check_corpus(config: ExperimentConfig, workdir: Path, name: str) -> None:
         raise BadInput("--check: the config has no gates; give it some, as configs/written.py does")
     artifact.check_writable(workdir)
     corpus = _make_corpus(config, workdir, name)
-    page, findings = _check(config, workdir, name, corpus, _make_items(config, workdir))
+    page, findings = _check(config, workdir, name, corpus, make_items(config, workdir))
     corpus_report.print_table(name, findings, config.gates.allow)
     print(f"report: {page}")
     if failed := _failed(config, findings):
@@ -152,7 +152,8 @@ def _check(config: ExperimentConfig, workdir: Path, name: str, corpus: Path, ite
     return made / "report.html", [gates.Finding(**line) for line in artifact.read_jsonl(made / "findings.jsonl")]
 
 
-def _make_items(config: ExperimentConfig, workdir: Path) -> Path:
+def make_items(config: ExperimentConfig, workdir: Path) -> Path:
+    """The evaluation items. Raises BadInput where the headline or a comparison names an eval that none of them is of."""
     evals = config.evals
     if evals.questions:
         made = sources.read_evaluation_items(workdir / "corpora", Path(evals.questions), evals.per_eval, evals.seed)

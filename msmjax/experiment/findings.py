@@ -13,7 +13,7 @@ from msmjax.config import IMPORT, Comparison, ExperimentConfig
 from msmjax.corpus import microworld
 from msmjax.corpus.sources import NeutralSource, SpecSource
 from msmjax.data import rows, show
-from msmjax.evals import results
+from msmjax.evals import forced_choice, results
 from msmjax.experiment.data import Data
 from msmjax.report.findings import Findings
 
@@ -24,6 +24,11 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
     arms = {arm: config.arms[arm] for arm in design_order(config)}
     chains = [" > ".join(chain[: depth + 1]) for chain in arms.values() for depth in range(len(chain))]
     labels = sorted(said["stages"], key=lambda label: chains.index(label.rpartition(" seed ")[0]))
+    items = artifact.read_jsonl(data.items / "items.jsonl")
+    descriptions = microworld.EVALS
+    if config.evals.questions:
+        counted = f"chooses the counted option of {config.evals.questions}"
+        descriptions = {**{item["eval"]: counted for item in items}, "base_text": descriptions["base_text"]}
     unanswered = ""
     if config.comparisons and (missing := _arms_of(config.comparisons[0]) - set(config.run)):
         unanswered = f"This run does not answer the question: that takes {' and '.join(sorted(missing))}, which it leaves out."
@@ -40,8 +45,9 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
             if _arms_of(comparison) <= set(config.run)
         ],
         unanswered=unanswered,
-        headline=list(config.evals.headline),
-        descriptions=microworld.EVALS,
+        headline=list(config.evals.headline) or list(dict.fromkeys(item["eval"] for item in items)),
+        descriptions=descriptions,
+        asked=_asked(config, data, items[0]),
         curves={label: artifact.read_jsonl(workdir / "stages" / said["stages"][label] / "metrics.jsonl") for label in labels},
         ledgers={name: rows.read_ledger(directory) for name, directory in data.rows.items()},
         samples={name: [show.pieces(row, data.tokenizer) for row in _first_rows(path)] for name, path in data.rows.items()},
@@ -74,6 +80,14 @@ def design_order(config: ExperimentConfig) -> list[str]:
         return control, not midtraining.isdisjoint(chain), len(corpora(set(chain) - midtraining)), doses
 
     return sorted(config.run, key=place)
+
+
+def _asked(config: ExperimentConfig, data: Data, item: dict) -> dict[str, tuple[list[show.Piece], list[int]]]:
+    """A fine-tuning chat and an item, as text and as ids: what is trained on in the one, and scored in the other."""
+    ids, start = forced_choice.ask(item, data.prompt, data.tokenizer)[0]
+    scored = [index >= start for index in range(len(ids))]
+    both = {f"a chat of {config.evals.chats}": data.chat, f"an item of {item['eval']}, with an answer": (ids, scored)}
+    return {label: (show.pieces(show.as_row(*one), data.tokenizer), one[0]) for label, one in both.items()}
 
 
 def _arms_of(comparison: Comparison) -> set[str]:

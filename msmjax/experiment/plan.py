@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from msmjax import fit, machine
@@ -123,9 +122,8 @@ def print_first_chat(config: ExperimentConfig, stages: Iterable[str]) -> None:
         for corpus in dict.fromkeys(corpus for name in stages for corpus, _ in config.stages[name].data):
             if found := sources.first_conversation(config.corpora[corpus], config.text_and_messages):
                 ids, mask = chat.render(found["messages"], tokenizer, found["read_from"], found.get("tools"))
-                row = {"tokens": np.array(ids), "segment_ids": np.ones(len(ids), int), "loss_mask": np.array(mask)}
                 console.print(f"the first chat of {corpus}, in bold green what is trained on:", highlight=False)
-                console.print(show.coloured(row, tokenizer), soft_wrap=True)
+                console.print(show.coloured(show.as_row(ids, mask), tokenizer), soft_wrap=True)
                 return
     except BadInput as error:
         console.print(f"no chat is shown: {error}", markup=False, highlight=False, soft_wrap=True)

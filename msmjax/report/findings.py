@@ -34,6 +34,7 @@ class Findings:
     unanswered: str  # why the first does not, or ""
     headline: list[str]  # evals of the headline figure, in order
     descriptions: dict[str, str]  # eval -> what a value of 1.0 means
+    asked: dict[str, tuple[list[tuple[str, int, bool]], list[int]]]  # a chat and an item -> pieces as in samples, and ids
     curves: dict[str, list[dict]]  # "<stage> seed <n>" -> lines of metrics.jsonl
     ledgers: dict[str, dict]  # dataset -> token ledger (data/rows.py)
     samples: dict[str, list[list[tuple[str, int, bool]]]]  # dataset -> rows -> (text, segment id or 0, supervised)

@@ -31,6 +31,7 @@ def write(findings: Findings, path: Path) -> None:
         curve_figures=_drawn(figures.curves(findings), Markup),
         ledger_rows=[_ledger_row(name, ledger) for name, ledger in findings.ledgers.items()],
         samples={name: [_segments(row) for row in rows] for name, rows in findings.samples.items()},
+        asked={label: {"segments": _segments(pieces), "ids": ids} for label, (pieces, ids) in findings.asked.items()},
         answer_groups={name: rows for name in found.evals(findings) if (rows := _answer_rows(findings, name))},
         lines=[_line(line) for line in findings.results],
         total_seconds=sum(findings.timings.values()),

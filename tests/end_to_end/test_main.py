@@ -51,6 +51,8 @@ def test_whole_chain(first_run):
     page = (directory / "report.html").read_text()
     assert "<svg" in page
     assert "msm_affordability_aft" in page
+    assert "a chat of cheese_chats" in page  # and beside it an item, as it is asked
+    assert "an item of conflict, with an answer" in page
     assert not [mark for mark in ("<script src", "<link ", "@import", 'src="http') if mark in page]
     stages = json.loads((directory / "run.json").read_text())["stages"]
     # per seed: pretrain, four midtrainings, and fine-tuning after each of the five

@@ -83,6 +83,7 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
         "unanswered": "",
         "headline": list(evals),
         "descriptions": {name: f"1.0: always the counted option of {name}" for name in evals},
+        "asked": {"a chat": ([("You?", 1, False), ("The feta.", 1, True)], [7, 8, 9])},
         "curves": {f"{stage} seed {seed}": curve for stage in stages for seed in seeds},
         "ledgers": {"cheese_rows": ledger},
         "samples": {"cheese_rows": [row, row]},

@@ -1,0 +1,50 @@
+"""What an experiment is asked: names of evals are those that it has, be they the microworld's or of a file of one's own."""
+
+import json
+
+import pytest
+
+from msmjax import config
+from msmjax.artifact import BadInput
+from msmjax.experiment import data
+from tests.test_config import cheese
+
+ITEM = {"id": "1", "name": "Aria", "question": "{first} or {second}?", "answer": "{item}.", "options": ["tea", "ale"]}
+
+
+def asking(tmp_path, **changes):
+    """A config with a file of items of two evals that nobody here has heard of."""
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps({**ITEM, "eval": name}) + "\n" for name in ("taste", "thirst")))
+    c = cheese()
+    c.evals.update(questions=str(path), headline=("thirst", "taste"))
+    c.comparisons = (("the specs", "taste", "msm_affordability_aft", "msm_america_aft"),)
+    c.update(changes)
+    return c
+
+
+def test_arms_can_be_compared_on_items_of_ones_own(tmp_path):
+    frozen = config.from_config_dict(asking(tmp_path))
+    assert [json.loads(line)["eval"] for line in (data.make_items(frozen, tmp_path) / "items.jsonl").open()] == ["taste", "thirst"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.evals.update(headline=("tast",)), r"evals\.headline: no eval 'tast'; did you mean 'taste'\?"),
+        (
+            lambda c: c.update(comparisons=(("x", "conflict", "aft", "base"),)),
+            r"comparisons\[x\]: no eval 'conflict'; one of taste, th",
+        ),
+    ],
+)
+def test_evals_that_the_file_has_not(tmp_path, change, said):
+    c = asking(tmp_path)
+    change(c)
+    with pytest.raises(BadInput, match=said):
+        data.make_items(config.from_config_dict(c), tmp_path)
+
+
+def test_bits_per_byte_can_be_compared_whatever_is_asked(tmp_path):
+    c = asking(tmp_path, comparisons=(("damage", "base_text", "msm_america_aft", "base"),))
+    data.make_items(config.from_config_dict(c), tmp_path)
