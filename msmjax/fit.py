@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from msmjax.config import ExperimentConfig
+from msmjax.evals import forced_choice
 from msmjax.machine import Machine
 from msmjax.model import attention, transformer
 from msmjax.model.transformer import ModelConfig
@@ -144,6 +145,24 @@ def activation_bytes(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | 
         embeddings = (1 if model.tied_embeddings else 2) * model.vocab * model.width
         weights += 2 * itemsize * (transformer.count_params(model) - embeddings) // model.layers // tensor
     return itemsize * tokens * (model.layers * kept + 2 * block) + workspace + loss + weights
+
+
+def eval_bytes(config: ExperimentConfig, mesh: Mesh | AbstractMesh) -> int:
+    """Bytes of one device while bits per byte are measured, estimated: parameters, and the larger of a block, rows x T x e x
+    (4 D + 2 F / t), and a chunk's logits in float32, twice. XLA's compiler for CPUs had 1.06 times the temporaries (8B, 14B)."""
+    model, tensor = config.model, mesh.shape["tensor"]
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    at_a_time = forced_choice.rows_at_a_time(config.row_length, mesh)
+    rows, itemsize = at_a_time // devices, jnp.dtype(model.compute_dtype).itemsize
+    block = itemsize * rows * config.row_length * (4 * model.width + 2 * model.mlp // tensor)
+    logits = 8 * rows * min(forced_choice.chunk_of(at_a_time), config.row_length) * model.vocab // tensor
+    return state_bytes(model, config.optimizer, mesh)[0] + max(block, logits)
+
+
+def eval_flops_per_token(model: ModelConfig, length: int) -> float:
+    """FLOPs of scoring a token: forward alone, 2N + 2LTd, and 2p of an adapter; `flops_per_token` says what the letters are."""
+    whole = flops_per_token(dataclasses.replace(model, lora_rank=0), length) / 3
+    return whole + (2 * transformer.count_adapter(model) if model.lora_rank else 0)
 
 
 def rows_on_device(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | AbstractMesh) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.data import chat
 from msmjax.data.chat import Unproven
@@ -129,8 +129,7 @@ def row_nats(
     No row has more than `segments`; padding behind a single one need not be counted, since what comes later is not seen.
     """
     count, length = batch["tokens"].shape
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    at_a_time = max(min(BATCH_ROWS, BATCH_TOKENS // length) // devices, 1) * devices
+    at_a_time = rows_at_a_time(length, mesh)
     compute = _compile(model, mesh, length, at_a_time, segments)
     parts = []
     for start in range(0, count, at_a_time):
@@ -142,6 +141,16 @@ def row_nats(
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
+def rows_at_a_time(length: int, mesh: Mesh | AbstractMesh) -> int:
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return max(min(BATCH_ROWS, BATCH_TOKENS // length) // devices, 1) * devices
+
+
+def chunk_of(rows: int) -> int:
+    """Positions of each row whose logits exist at a time."""
+    return max(CHUNK_POSITIONS // rows, LENGTH_MULTIPLE)
+
+
 @functools.lru_cache(maxsize=8)
 def _compile(model: ModelConfig, mesh: Mesh, length: int, rows: int, segments: int):
     place = sharding.Placement(mesh)
@@ -149,6 +158,5 @@ def _compile(model: ModelConfig, mesh: Mesh, length: int, rows: int, segments: i
         kind = attention.kind_of(place.device)
         back_end, _ = attention.resolve(attention.AUTO, *kind, length, model.head_dim, model.compute_dtype)
         model = dataclasses.replace(model, attention=back_end)
-    chunk = max(CHUNK_POSITIONS // rows, LENGTH_MULTIPLE)
-    compute = functools.partial(step.row_nats, model, chunk=chunk, place=place, segments=segments)
+    compute = functools.partial(step.row_nats, model, chunk=chunk_of(rows), place=place, segments=segments)
     return jax.jit(lambda params, batch: compute(params, batch), out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -4,20 +4,23 @@ In: an `ExperimentConfig` and a machine: this one, a number of devices of a know
 (`v5p:2x2x2`), for which the real train step is compiled without having it. Out: what is printed. docs/planning.md explains it.
 """
 
+import collections
 import dataclasses
 import re
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
-from msmjax import fit, machine
+from msmjax import artifact, fit, machine
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig
-from msmjax.corpus import sources
+from msmjax.corpus import microworld, sources
 from msmjax.data import chat, show
 from msmjax.data.huggingface import open_tokenizer
+from msmjax.evals import forced_choice
 from msmjax.machine import GIB, Machine
 from msmjax.model import lora, transformer
 from msmjax.report import table
@@ -27,6 +30,10 @@ from msmjax.training import step as steps
 # What a warning starts at.
 FEWEST_TOKENS = 1024  # per device: fewer, and a device waits longer for the other shards of a weight than it computes with it
 LONGEST_LOSS = 1800  # seconds of training that an interruption may cost
+# What evals are estimated with before there are tokens.
+SEQUENCES = 4  # of an item: two orders, two answers
+BYTES_PER_TOKEN = 4
+WORLD_TOKENS = 48  # of a record or an item of the microworld
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +99,16 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         f"about {total / 60:,.1f} minutes of training on {there.name}, "
         f"compilation and evals apart: {per_token / 1e9:.3g} GFLOP per token at {there.basis}"
     )
+    trained = [(arm, seed) for arm in config.run for seed in config.seeds if set(config.arms[arm]) != {IMPORT}]
+    models = len(trained) + any(set(config.arms[arm]) == {IMPORT} for arm in config.run)
+    tokens, lacks = eval_tokens(config)
+    seconds = tokens * fit.eval_flops_per_token(config.model, config.row_length) / (there.flops * there.mesh.size)
+    scoring = fit.eval_bytes(config, there.mesh)
+    say(
+        f"evals: {models} models, about {tokens:,} tokens and {show_seconds(seconds)} each{lacks}; "
+        f"{forced_choice.rows_at_a_time(config.row_length, there.mesh)} rows at a time take {show_bytes(scoring)} on each device"
+    )
+    total += models * seconds
     hours = total / 3600 * there.mesh.size
     say(f"{hours:,.1f} device-hours" + (f", {hours * price:,.2f} dollars at {price:g} each" if price is not None else ""))
     gradients = max(fit.gradient_bytes(said, there.mesh) for said in stages.values())
@@ -106,8 +123,33 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
             say(f"compiled for {rows} rows of {config.row_length}: {describe_compiled(said, rows, there)}")
     for line in warnings(config, stages, there):
         say(f"warning: {line}")
+    if there.memory and scoring > there.memory:
+        say(f"warning: evals: do not fit by this estimate: {show_bytes(scoring)} of {show_bytes(there.memory)}; use more devices")
     if config.weights:
         print_first_chat(config, stages)
+
+
+def eval_tokens(config: ExperimentConfig) -> tuple[int, str]:
+    """About how many tokens are scored of one model, and what is not counted since it is not there yet."""
+    tokens, lacks = 0, []
+    evals, source = config.evals, config.corpora[config.evals.base_text]
+    if not evals.questions:
+        tokens += SEQUENCES * evals.per_eval * (len(microworld.EVALS) - 1) * WORLD_TOKENS
+    elif Path(evals.questions).is_file():
+        items = artifact.read_jsonl(Path(evals.questions))
+        counts = collections.Counter(item.get("eval") for item in items)
+        share = sum(min(count, evals.per_eval) for count in counts.values()) / max(len(items), 1)
+        tokens += int(SEQUENCES * share * Path(evals.questions).stat().st_size / BYTES_PER_TOKEN)
+    else:
+        lacks.append(evals.questions)
+    if isinstance(source, sources.FileSource | sources.SelectionSource):
+        if Path(source.path).is_file():
+            tokens += int(Path(source.path).stat().st_size / BYTES_PER_TOKEN)
+        else:
+            lacks.append(source.path)
+    else:
+        tokens += source.records * WORLD_TOKENS
+    return tokens, f" (without {' and '.join(lacks)}: not there yet)" if lacks else ""
 
 
 def print_first_chat(config: ExperimentConfig, stages: Iterable[str]) -> None:

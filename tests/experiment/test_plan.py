@@ -309,3 +309,20 @@ def test_the_first_chat_is_printed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "user\nWhich?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nThe feta.<|im_end|>" in said
     assert "It is cheap" not in said
+
+
+def test_evals_are_planned(capsys, tmp_path):
+    """Their memory follows from the length of a row and not from its square; import is one model, whatever the seeds."""
+    config = load("paper/philosophy", "")
+    plan.plan(config, device="h200:4")
+    said = capsys.readouterr().out
+    assert "evals: 17 models" in said  # four arms, four seeds, and the imported model
+    assert "(without datasets/items.jsonl and datasets/held-out.jsonl: not there yet)" in said
+    mesh = machines.devices_of(config, "h200:4").mesh
+    sizes = [fit.eval_bytes(dataclasses.replace(config, row_length=length), mesh) for length in (4096, 8192, 16_384)]
+    assert max(sizes) < 1.01 * min(sizes)
+    for name, text in (("items.jsonl", '{"eval": "a"}\n{"eval": "a"}\n'), ("held-out.jsonl", "x" * 4000)):
+        (tmp_path / name).write_text(text)
+    evals = dataclasses.replace(config.evals, questions=str(tmp_path / "items.jsonl"), per_eval=1)
+    corpora = {**config.corpora, "held_out": FileSource(str(tmp_path / "held-out.jsonl"))}
+    assert plan.eval_tokens(dataclasses.replace(config, evals=evals, corpora=corpora)) == (1000 + 4 * 14 // 4, "")
