@@ -29,6 +29,8 @@ STYLE = {
 }
 OVER_ITEMS = {"color": "#777777", "linewidth": 1.2}  # an interval over items; those over seeds are bold, in the arm's colour
 WIDTH = 5.2  # inches of a panel: two fit on a laptop, and its text is still readable on a phone
+NAME = 26  # characters of a line of an arm's name: the axes keep more than half of the width
+TALL = 15  # rows from which on their scale stands above them too
 CURVE_POINTS = 400  # points drawn of one curve
 
 
@@ -65,6 +67,9 @@ def colour(findings: Findings, arm: str) -> str:
 def _arms_panel(findings: Findings, eval_name: str) -> str:
     metric = found.headline_metric(findings, eval_name)
     share = metric in found.SHARES
+    # Names are broken after their underscores.
+    names = [textwrap.wrap(arm.replace("_", "_ "), NAME) for arm in findings.arms]
+    pitch = 0.27 + 0.08 * (max(map(len, names)) - 1)  # inches
 
     def draw(figure):
         axes = figure.add_subplot()
@@ -80,7 +85,9 @@ def _arms_panel(findings: Findings, eval_name: str) -> str:
                 seeds = {}
             elif interval.low is not None:
                 axes.hlines(row, *found.bounded(interval, metric), color=shade, linewidth=2, alpha=0.75)
-            axes.scatter(list(seeds.values()), [row + 0.26] * len(seeds), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False)
+            axes.scatter(
+                list(seeds.values()), [row + 0.07 / pitch] * len(seeds), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False
+            )
             axes.scatter([interval.value], [row], s=42, color=shade, edgecolor="white", linewidth=0.8, zorder=3, clip_on=False)
         if share:
             axes.set_xlim(0, 1)
@@ -89,10 +96,12 @@ def _arms_panel(findings: Findings, eval_name: str) -> str:
         else:
             axes.margins(x=0.08)
             axes.locator_params(axis="x", nbins=5)
-        _rows(axes, list(findings.arms))
+        _rows(axes, ["\n".join(lines).replace("_ ", "_") for lines in names])
+        axes.tick_params(axis="y", labelsize=10 if pitch < 0.3 else 8)
+        _scale_above(axes, len(names))
         axes.set_xlabel("share choosing the counted option" if metric == found.SHARES[0] else metric.replace("_", " "))
 
-    return _svg(f"{eval_name} by arm", 0.27 * len(findings.arms) + 0.75, draw)
+    return _svg(f"{eval_name} by arm", pitch * len(names) + 0.75, draw)
 
 
 def _comparisons_panel(findings: Findings, metric: str, group: list) -> str:
@@ -125,6 +134,7 @@ def _comparisons_panel(findings: Findings, metric: str, group: list) -> str:
         axes.set_ylim(len(group), 0)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
+        _scale_above(axes, len(group))
         axes.set_xlabel(f"difference in {metric.replace('_', ' ')}")
 
     return _svg(f"differences in {metric}", pitch * len(group) + 0.65, draw)
@@ -180,6 +190,11 @@ def _rows(axes, labels: list[str]) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
+
+
+def _scale_above(axes, rows: int) -> None:
+    """Where there are so many rows that the scale below is far from the first, it stands above them too."""
+    axes.tick_params(axis="x", top=rows >= TALL, labeltop=rows >= TALL)
 
 
 def _svg(name: str, height: float, draw) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import rich.console
 
-from msmjax.report import figures, html, table
+from msmjax.corpus.gates import Finding
+from msmjax.report import corpus, figures, html, table
 from msmjax.report import findings as found
 from msmjax.report.findings import Findings
 
@@ -22,7 +23,12 @@ ARMS = {
 }
 EVALS = ["conflict", "affordability", "competence"]
 SAMPLE = "prices <b>bold</b> & low"
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr"}
+
+
+LEDGER = {
+    "model": "recorded", "answers": 1, "input_tokens": 2, "output_tokens": 3, "dollars": 0.0, "calls": {"asked": 1}, "unusable": {},
+}  # fmt: skip
 
 
 def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) -> Findings:
@@ -95,16 +101,18 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
 
 
 class Page(HTMLParser):
-    """The page's text, tags and attributes; `open` is what is still open at the end."""
+    """The page's text, tags and attributes; `open` is what is still open at the end, `parents` are those of tables."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.attributes, self.words, self.marked = [], [], [], [], []
+        self.open, self.tags, self.attributes, self.words, self.marked, self.parents = [], [], [], [], [], []
         self.feed(text)
         self.close()
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.parents.append(self.open[-1:] + self.attributes[-1:])
         self.tags.append(tag)
         self.attributes += attrs
         if tag not in VOID:
@@ -165,6 +173,44 @@ def test_every_reference_has_one_target(page):
 def test_writing_twice_gives_the_same_bytes(findings, written, tmp_path):
     html.write(findings, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == written.encode()
+
+
+def test_tables_scroll_in_their_own_frame(written, tmp_path):
+    """However wide they get, the page does not: each is in a frame that scrolls, and so are rows and the config."""
+    gate = Finding("named", 0.5, 0.9, True, "the assistant by name", (("record 1", "somebody else"),))
+    said = {"lost": {"unusable": 1}, "teachers": {"writer": LEDGER}}
+    corpus.write("documents", [{"id": "1", "text": "Brie."}], [gate], (), said, tmp_path / "corpus.html")
+    for text, tables in ((written, 8), ((tmp_path / "corpus.html").read_text(encoding="utf-8"), 3)):
+        parents = Page(text).parents
+        assert len(parents) >= tables
+        assert all(parent == ["div", ("class", "wide")] for parent in parents)
+        for rule in (r"\.wide", r"\.row", "pre"):
+            assert re.search(rf"^{rule} {{[^}}]*overflow(-x)?: auto", text, re.MULTILINE), rule
+
+
+def test_the_table_of_eight_evals_fits_a_laptop(written):
+    """A column is as wide as its name or its interval, which stands under the value: at most 110 px. Names of arms may break."""
+    assert re.search(r"<td>\d\.\d\d<br><small>\[", written)
+    assert not [rule for rule in re.findall(r"^([^{\n]*) {[^}]*nowrap", written, re.MULTILINE) if re.search(r"thead|th\.n", rule)]
+    assert int(re.search(r"body {[^}]*max-width: (\d+)px", written).group(1)) >= 220 + 8 * 110 + 40
+    assert "msm_<wbr>affordability_<wbr>aft" in written
+
+
+FORTY = {**ARMS, **{f"msm_value_augmented_aft_rules_augmented_{number:02}": ("pretrain", "finetune") for number in range(36)}}
+
+
+def test_figures_of_forty_arms_stay_readable():
+    """However many there are and whatever they are called: whole names, no two over each other, half the width for the axes."""
+    many = make_findings(arms=FORTY, evals=EVALS[:1], answers=[])
+    svg = figures.headline(many)["conflict"]
+    texts = re.findall(r"<text [^>]*>([^<]*)</text>", svg)
+    assert max(map(len, texts)) < 40
+    assert all(arm in "".join(texts) for arm in many.arms)
+    assert texts.count("0.25") == 2  # a scale below and above
+    width, height = (float(number) for number in re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups())
+    assert float(re.search(r'<clipPath id="[^"]*">\s*<rect [^>]*width="([\d.]+)"', svg).group(1)) > width / 2
+    assert height / len(many.arms) > 2 * 1.2 * 8  # two lines of 8 points
+    assert re.findall(r">0\.25<", figures.headline(make_findings())["conflict"]) == [">0.25<"]
 
 
 def test_text_is_escaped(written, page):
