@@ -77,7 +77,7 @@ spec:
     # Whatever fails, all pods start again: none can go on without the others.
     maxRestarts: $retries
     rules:
-      # But not after bad input, see podFailurePolicy: the same command would say the same again.
+      # But not after bad input or a loss that is not finite, see podFailurePolicy: the same command would say the same again.
       - name: badInput
         action: FailJobSet
         onJobFailureReasons: [PodFailurePolicy]
@@ -98,7 +98,7 @@ spec:
                 onExitCodes:
                   containerName: msmjax
                   operator: In
-                  values: [2]
+                  values: [2, 3]
           template:
             spec:
               restartPolicy: Never

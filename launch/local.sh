@@ -53,8 +53,9 @@ command_of() {
     python -u -m msmjax.main "--coordinator=127.0.0.1:$port" "--processes=$processes" "--process=$process" "$@")
 }
 
-stopped=false
-trap 'stopped=true' TERM INT
+stopped=false interrupted=false
+trap 'stopped=true' TERM
+trap 'stopped=true interrupted=true' INT
 
 # Runs all processes to their end; sets `code`, the exit code of the first that failed, else 0.
 run_all() {
@@ -107,6 +108,7 @@ for ((start = 0; ; start++)); do
   free_port
   run_all "$@"
   # 75: all is saved, and the same command goes on from there. Any other end would only repeat itself.
+  if ((code == 75)) && $interrupted; then exit 130; fi
   if ((code != 75)) || $stopped || ((start == retries)); then exit "$code"; fi
   echo "local.sh: preempted; starting again ($((start + 1)) of $retries)" >&2
 done

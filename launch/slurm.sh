@@ -86,7 +86,7 @@ END
 code=0
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=300 "$@" || code=$?
 case $code in
-  0 | 2) ;; # finished, or bad input: the same command would say the same again
+  0 | 2 | 3 | 130) ;; # finished; bad input or a loss that is not finite: the same again; or somebody's Ctrl-C
   *)
     starts=${SLURM_RESTART_COUNT:-0}
     if ((starts < retries)); then

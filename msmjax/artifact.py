@@ -23,11 +23,19 @@ class BadInput(Exception):
     """The user's input is wrong: one line that names the culprit and says what to do. `main` exits with code 2."""
 
 
+class Diverged(Exception):
+    """The loss of a step is not finite; the message names the step and its rows. `main` exits with a code of its own."""
+
+
 class Preempted(BaseException):
     """The run was asked to stop (SIGTERM), and what it had is saved. `main` exits with a code of its own.
 
     Like KeyboardInterrupt it may be raised anywhere, and no library's `except Exception` should take it for an error.
     """
+
+
+class Interrupted(Preempted):
+    """The same, by Ctrl-C: whoever asked is there, and nobody should start the run again."""
 
 
 def canonical_json(value: object) -> str:

@@ -10,7 +10,8 @@
     python -m msmjax.main --config=configs/cheese.py --talk=msm_america_aft     # a conversation with a trained arm
     python -m msmjax.main --config=configs/cheese.py --export=aft --to=out/aft   # for transformers, PEFT, vLLM
 
-Bad input is one line on standard error and exit code 2; once a run has begun, SIGTERM saves what there is and the exit code is 75.
+Bad input is one line on standard error and exit code 2; a loss that is not finite, a line and 3. Once a run has begun, SIGTERM and
+Ctrl-C save what there is, and the exit codes are 75 and 130; a second Ctrl-C stops at once. The same command goes on from there.
 launch/ starts several processes of one run; docs/launching.md says how.
 """
 
@@ -24,8 +25,10 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from msmjax.artifact import BadInput, Preempted
+from msmjax.artifact import BadInput, Diverged, Interrupted, Preempted
 
+DIVERGED = 3  # exit code of a run whose loss was not finite: the same command would come to the same step
+INTERRUPTED = 130  # of one that was stopped by Ctrl-C, as shells have it
 PREEMPTED = 75  # exit code (EX_TEMPFAIL) of a run that saved and stopped: start it again with the same command
 LOST_PROCESS_SECONDS = 30  # without a sign of life of a process, after which the others stop
 
@@ -190,9 +193,13 @@ def cli() -> None:
     sys.unraisablehook = _print_unraisable
     try:
         app.run(main, flags_parser=_parse_flags)
-    except (BadInput, Preempted) as error:
+    except (BadInput, Diverged, Preempted) as error:
         print(f"msmjax: {error}", file=sys.stderr)
-        _exit(PREEMPTED if isinstance(error, Preempted) else 2)
+        codes = {Interrupted: INTERRUPTED, Preempted: PREEMPTED, Diverged: DIVERGED}
+        _exit(next((code for kind, code in codes.items() if isinstance(error, kind)), 2))
+    except KeyboardInterrupt:  # before signals are watched for
+        print("msmjax: stopped by Ctrl-C; nothing had begun", file=sys.stderr)
+        _exit(INTERRUPTED)
     except Exception:
         traceback.print_exc()
         _exit(1)

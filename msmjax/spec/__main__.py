@@ -272,6 +272,9 @@ def cli() -> None:
     except BadInput as error:
         print(f"msmjax: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("msmjax: stopped by Ctrl-C; answers are kept: run the same command to continue", file=sys.stderr)
+        code = 130
     except BrokenPipeError:  # whoever read the output has seen enough of it
         sys.stdout = None
         code = 0

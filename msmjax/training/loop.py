@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from msmjax import artifact
-from msmjax.artifact import BadInput, Preempted
+from msmjax.artifact import BadInput, Diverged
 from msmjax.data import mixture as mixtures
 from msmjax.data.mixture import Mixture
 from msmjax.model import attention
@@ -88,8 +88,8 @@ def train(
 ) -> dict:
     """Trains the stage to its end and returns what its manifest says; `weights.initial_state` says where it starts.
 
-    Raises FloatingPointError, naming step and batch, where the loss is not finite, BadInput where a batch has nothing to learn,
-    and Preempted after SIGTERM, once the state is saved.
+    Raises Diverged, naming step and batch, where the loss is not finite, BadInput where a batch has nothing to learn, and
+    Preempted after SIGTERM or Ctrl-C, once the state is saved.
     """
     check_batch(stage, step_config, mesh)
     clock = Clock()
@@ -137,8 +137,8 @@ def train(
                 is_save = done % log.checkpoint_every == 0 or is_last
                 is_pause = is_save or done % log.metrics_every == 0
                 # All processes stop after the same step: they ask each other where they wait for the devices anyway.
-                is_preempted = (is_pause or jax.process_count() == 1) and processes.any_says(preemption.requested())
-                if not (is_pause or is_preempted):
+                stop = processes.largest(preemption.requested()) if is_pause or jax.process_count() == 1 else 0
+                if not (is_pause or stop):
                     continue
                 with clock.spend("step"):
                     lines = [_line(at, jax.device_get(values)) for at, values in waiting]
@@ -153,13 +153,13 @@ def train(
                 )
                 bar.update(done - last)
                 then, last = now, done
-                if is_save or is_preempted:
+                if is_save or stop:
                     with clock.spend("checkpoint"):
                         checkpoint.save(manager, state)
-                if is_preempted and not is_last:
+                if stop and not is_last:
                     with clock.spend("checkpoint"):
                         manager.wait_until_finished()
-                    raise Preempted(f"{label}: stopped by SIGTERM, saved at step {done}; run the same command to continue")
+                    raise preemption.stopped(stop, f"{label}: ", f", saved at step {done}")
         with clock.spend("checkpoint"):
             manager.wait_until_finished()
     return {
@@ -301,9 +301,7 @@ def _refuse(label: str, fetched: list[dict], mixture: Mixture, stage: StageConfi
         named = json.dumps([f"{stage.data[source][0]}[{row}]" for source, row in rows])
         if finite:
             raise BadInput(f"{label}: all-zero loss mask in the batch of step {step}; raise tokens_per_step; its rows: {named}")
-        raise FloatingPointError(
-            f"{label}: loss {line['loss']}, gradient norm {line['gradient_norm']} at step {step}; its rows: {named}"
-        )
+        raise Diverged(f"{label}: loss {line['loss']}, gradient norm {line['gradient_norm']} at step {step}; its rows: {named}")
 
 
 def _interval() -> float:

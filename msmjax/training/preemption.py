@@ -1,39 +1,56 @@
-"""Preemption: SIGTERM means that the machine is about to be taken away, so save and stop.
+"""Preemption: SIGTERM means that the machine is about to be taken away, so save and stop; Ctrl-C, that somebody wants it so.
 
-In: the signal. Out: `requested()`, which the loop asks, and otherwise Preempted, raised where the program is.
+In: the signals. Out: `requested()`, which the loop asks, and otherwise Preempted or Interrupted, raised where the program is.
 """
 
 import contextlib
+import os
 import signal
 
-from msmjax.artifact import Preempted
+from msmjax.artifact import Interrupted, Preempted
 
-_state = {"requested": False, "saves": False}
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+_state = {"requested": 0, "saves": False}
 
 
 def watch() -> None:
-    """From now on SIGTERM is heeded. Where nothing has to be saved first (`saving`), it raises Preempted at once."""
+    """From now on SIGTERM and Ctrl-C are heeded. Where nothing has to be saved first (`saving`), they raise at once.
+
+    A process that was started to ignore Ctrl-C, as those that a script starts behind it are, goes on to do so.
+    """
     signal.signal(signal.SIGTERM, _heed)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _heed)
 
 
 @contextlib.contextmanager
 def saving():
-    """Within, SIGTERM waits for the loop to ask; what it did not ask for in time is raised at the end."""
+    """Within, a signal waits for the loop to ask; what it did not ask for in time is raised at the end."""
     _state["saves"] = True
     try:
         yield
     finally:
         _state["saves"] = False
     if _state["requested"]:
-        raise Preempted("stopped by SIGTERM; run the same command to continue")
+        raise stopped(_state["requested"])
 
 
-def requested() -> bool:
-    """Whether this process was asked to stop."""
+def requested() -> int:
+    """The signal by which this process was asked to stop; 0 where it was not."""
     return _state["requested"]
 
 
+def stopped(number: int, label: str = "", saved: str = "") -> Preempted:
+    """What to raise once all is saved."""
+    kind = Interrupted if number == signal.SIGINT else Preempted
+    return kind(f"{label}stopped by {_NAMES[number]}{saved}; run the same command to continue")
+
+
 def _heed(number, frame) -> None:
-    _state["requested"] = True
+    if number == _state["requested"] == signal.SIGINT:  # again: now, whatever is lost
+        os._exit(128 + signal.SIGINT)
+    _state["requested"] = number
     if not _state["saves"]:
-        raise Preempted("stopped by SIGTERM; run the same command to continue")
+        raise stopped(number)
+    if number == signal.SIGINT:
+        os.write(2, b"\nmsmjax: Ctrl-C: saves and stops after this step; once more stops at once\n")

@@ -53,11 +53,11 @@ def first_says(ask: Callable[[], int]) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(ask() if is_first() else 0)))
 
 
-def any_says(answer: bool) -> bool:
-    """Whether any process says so, on every process."""
+def largest(number: int) -> int:
+    """The largest that a process says, on every process."""
     if jax.process_count() == 1:
-        return answer
-    return bool(multihost_utils.process_allgather(np.asarray(answer)).any())
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
 def watch_others() -> None:

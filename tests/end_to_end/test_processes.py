@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from msmjax.main import PREEMPTED
+from msmjax.main import INTERRUPTED, PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config=configs/cheese.py:tiny", "--config.seeds=(0,)", "--config.mesh.data=2", "--config.mesh.tensor=2")
@@ -35,7 +36,8 @@ def start(workdir, processes, arguments):
     command = [sys.executable, "-m", "msmjax.main"] if processes == 1 else launcher
     return subprocess.Popen(
         [*command, *arguments, f"--workdir={workdir}"], cwd=ROOT, env={**environment(8), "PATH": python},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored, for good
     )  # fmt: skip
 
 
@@ -103,17 +105,17 @@ def test_two_processes_equal_one(tmp_path):
 
 
 def test_preempted_and_continued_by_another_number_of_processes(tmp_path):
-    """SIGTERM in one process, then in two, then to the end in one: the batches are the undisturbed run's, and so is the loss of
-    the step after each restart."""
-    arguments = (*LONG, "--config.stages.pretrain.steps=300")
+    """SIGTERM in one process, then Ctrl-C in two, then to the end in one: the batches are the undisturbed run's, and so is the loss
+    of the step after each restart."""
+    arguments = (*LONG, "--config.stages.pretrain.steps=120")
     run(tmp_path / "undisturbed", 1, arguments)
-    for processes, steps in ((1, 50), (2, 120)):
+    for processes, steps, number, code in ((1, 20, signal.SIGTERM, PREEMPTED), (2, 50, signal.SIGINT, INTERRUPTED)):
         process = start(tmp_path / "moved", processes, arguments)
         wait_for_steps(tmp_path / "moved", steps)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches all
         said, _ = process.communicate(timeout=60)
-        assert process.returncode == PREEMPTED, said
-        assert said.count("stopped by SIGTERM, saved at step") == processes, said
+        assert process.returncode == code, said
+        assert said.count(", saved at step") == processes, said
     saved = [len(lines) for lines in logs(tmp_path / "moved").values()]
     said = run(tmp_path / "moved", 1, arguments)
     assert f"continues from step {saved[0]}; 0 s of work lost" in said
@@ -185,6 +187,31 @@ def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
     said = run(tmp_path / "work", 1, LONG, code=2)
     assert said.splitlines()[-1].startswith("msmjax: ")
     assert f"another run (process {first.pid} on " in said
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
-    assert first.returncode == PREEMPTED
+    first.send_signal(signal.SIGINT)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == INTERRUPTED
+    assert "Traceback" not in said
+    assert "msmjax: Ctrl-C: saves and stops after this step; once more stops at once" in said
+    assert re.fullmatch(r"msmjax: pretrain seed 0: stopped by Ctrl-C, saved at step \d+; run the same .*", said.splitlines()[-1])
+
+
+def test_ctrl_c_before_anything_is_trained_and_twice(tmp_path):
+    """One line and 130 where nothing has to be saved; a second one does not wait for what has."""
+    early = start(tmp_path / "early", 1, LONG)
+    while not (tmp_path / "early").exists():  # from here on it makes data
+        time.sleep(0.02)
+    early.send_signal(signal.SIGINT)
+    said, _ = early.communicate(timeout=60)
+    assert early.returncode == INTERRUPTED
+    assert said.splitlines()[-1] == "msmjax: stopped by Ctrl-C; run the same command to continue"
+    assert "Traceback" not in said
+    twice = start(tmp_path / "twice", 1, LONG)
+    wait_for_steps(tmp_path / "twice", 10)
+    twice.send_signal(signal.SIGSTOP)  # so that both come before it can save
+    twice.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    twice.send_signal(signal.SIGCONT)
+    twice.send_signal(signal.SIGINT)
+    said, _ = twice.communicate(timeout=60)
+    assert twice.returncode == INTERRUPTED
+    assert "Traceback" not in said

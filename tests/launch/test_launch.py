@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from msmjax.main import PREEMPTED
+from msmjax.main import INTERRUPTED, PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {
@@ -262,7 +262,7 @@ def test_local_passes_signals_on(place, number):
     process.send_signal(number)
     output, _ = process.communicate(timeout=15)
     assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
-    assert process.returncode == PREEMPTED
+    assert process.returncode == {signal.SIGTERM: PREEMPTED, signal.SIGINT: INTERRUPTED}[number]
     assert len(place.calls("python")) == 2
 
 
@@ -468,7 +468,7 @@ def test_jobset(place):
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {
-            "rules": [{"action": "FailJob", "onExitCodes": {"containerName": "msmjax", "operator": "In", "values": [2]}}]
+            "rules": [{"action": "FailJob", "onExitCodes": {"containerName": "msmjax", "operator": "In", "values": [2, 3]}}]
         },
         "template": {
             "spec": {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from msmjax import artifact
-from msmjax.artifact import BadInput, Preempted
+from msmjax.artifact import BadInput, Diverged, Interrupted, Preempted
 from msmjax.data.mixture import Mixture
 from msmjax.model import transformer
 from msmjax.training import checkpoint, loop, preemption, weights
@@ -168,17 +168,25 @@ def test_accumulation_and_a_mixture_resume_exactly(tmp_path, model, step_config,
     assert_same_run(tmp_path / "whole", tmp_path / "parts", model, config, mesh)
 
 
-def test_sigterm_saves_and_stops(tmp_path, whole, model, step_config, mesh):
+@pytest.mark.parametrize(
+    ("number", "kind", "name"), [(signal.SIGTERM, Preempted, "SIGTERM"), (signal.SIGINT, Interrupted, "Ctrl-C")]
+)
+def test_a_signal_saves_and_stops(tmp_path, whole, model, step_config, mesh, number, kind, name):
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background have it ignored
     preemption.watch()
     try:
-        terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-        with pytest.raises(Preempted, match=r"stage: stopped by SIGTERM, saved at step 1[34]; run the same command to continue"):
-            train(tmp_path / "stage", model, step_config, mesh, rows=Rows(fails_after=13 * 8 + 3, happens=terminate))
-        with pytest.raises(Preempted, match="stopped by SIGTERM; run"):  # nothing to save outside of the loop
-            terminate()
+        stop = lambda: os.kill(os.getpid(), number)  # noqa: E731
+        with pytest.raises(Preempted, match=rf"stage: stopped by {name}, saved at step 1[34]; run the same command to") as caught:
+            train(tmp_path / "stage", model, step_config, mesh, rows=Rows(fails_after=13 * 8 + 3, happens=stop))
+        assert type(caught.value) is kind
+        preemption._state["requested"] = 0
+        with pytest.raises(kind, match=f"stopped by {name}; run"):  # nothing to save outside of the loop
+            stop()
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        preemption._state["requested"] = False
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+        preemption._state["requested"] = 0
     assert checkpoint.last_good_step(tmp_path / "stage") in (13, 14)
     said = train(tmp_path / "stage", model, step_config, mesh)
     assert said["seconds"]["lost"] == pytest.approx(0, abs=0.05)
@@ -315,7 +323,7 @@ def test_a_stage_starts_from_its_parents_parameters(tmp_path, model, step_config
 
 def test_not_finite_stops_with_the_step_and_the_rows(tmp_path, model, step_config, mesh):
     wild = dataclasses.replace(STAGE, learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(FloatingPointError, match=r"stage: loss nan, gradient norm nan at step \d+; its rows: (.*)") as caught:
+    with pytest.raises(Diverged, match=r"stage: loss nan, gradient norm nan at step \d+; its rows: (.*)") as caught:
         train(tmp_path / "stage", model, step_config, mesh, stage=wild)
     named = json.loads(str(caught.value).partition("its rows: ")[2])
     assert len(named) == 8
