@@ -2,8 +2,6 @@
 
 import re
 
-from datasketch import MinHash, MinHashLSH
-
 LETTERS = 5  # for short texts: by words, two questions would be alike that differ in the one that matters
 WORDS = 3  # for long ones, which share most of their letters' sequences anyway
 
@@ -14,8 +12,10 @@ class Index:
     def __init__(self, threshold: float, words: bool = False):
         self._threshold = threshold
         self._words = words
+        from datasketch import MinHashLSH
+
         self._lsh = MinHashLSH(threshold=threshold, num_perm=128)
-        self._hashes: dict[int, MinHash] = {}
+        self._hashes: dict = {}  # number -> MinHash
 
     def add(self, text: str) -> None:
         key, value = len(self._hashes), self._hash(text)
@@ -27,7 +27,9 @@ class Index:
         value = self._hash(text)
         return sorted(key for key in self._lsh.query(value) if value.jaccard(self._hashes[key]) >= self._threshold)
 
-    def _hash(self, text: str) -> MinHash:
+    def _hash(self, text: str):
+        from datasketch import MinHash
+
         words = re.sub(r"\W+", " ", text.casefold()).strip()
         pieces, size = (words.split(), WORDS) if self._words else (words, LETTERS)
         grams = {

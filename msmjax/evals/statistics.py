@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 RESAMPLES = 2000  # bootstrap resamples: the ends of a 95 % interval rest on 50 of them each
 
@@ -57,7 +57,7 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     n, mean = len(array), float(array.mean())
     if n == 1:
         return Interval(mean, None, None, n)
-    half = float(special.stdtrit(n - 1, (1 + level) / 2) * stats.sem(array))
+    half = float(special.stdtrit(n - 1, (1 + level) / 2) * array.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
 
 

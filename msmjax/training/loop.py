@@ -241,10 +241,8 @@ class _Log:
 
     def __enter__(self):
         if processes.is_first():
-            from tensorboardX import SummaryWriter
-
             self.file = self.path.open("a", encoding="utf-8")
-            self.tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"))
+            self.tensorboard = _summary_writer(self.path.parent / "tensorboard")
         return self
 
     def __exit__(self, *_):
@@ -262,6 +260,18 @@ class _Log:
         for name, value in {**self.last, **seconds}.items():
             if isinstance(value, int | float):
                 self.tensorboard.add_scalar(name, value, self.last["step"])
+
+
+def _summary_writer(directory: Path):
+    """TensorBoard's files. Where torch is installed, tensorboardX would import it, for seconds and for nothing."""
+    hide = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(hide)
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        for name in hide:
+            del sys.modules[name]
+    return SummaryWriter(str(directory))
 
 
 def check_batch(stage: StageConfig, step_config: StepConfig, mesh: jax.sharding.Mesh) -> None:
