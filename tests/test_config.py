@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import math
 import typing
@@ -56,12 +57,17 @@ def test_every_config_loads_and_is_shape_evaluated(path, variant):
     # A scan is traced once and not for each of 64 layers; that shapes are the same without one, other tests say.
     frozen = dataclasses.replace(frozen, model=dataclasses.replace(frozen.model, scan_layers=True))
     frozen = fit.fit(frozen, stage, machine.this_machine(frozen))
-    abstract, base = steps.abstract_state(frozen.model, frozen.optimizer, mesh), steps.abstract_base(frozen.model, mesh)
+    check_shapes(frozen.model, frozen.optimizer, mesh, frozen.row_length)
+
+
+@functools.cache  # variants of a config have models in common
+def check_shapes(model, optimizer, mesh, length):
+    abstract, base = steps.abstract_state(model, optimizer, mesh), steps.abstract_base(model, mesh)
     rows = {
-        name: jax.ShapeDtypeStruct((8, frozen.row_length), dtype)
+        name: jax.ShapeDtypeStruct((8, length), dtype)
         for name, dtype in (("tokens", "int32"), ("segment_ids", "int32"), ("loss_mask", "bool"))
     }
-    after, metrics = jax.eval_shape(steps.compile_step(frozen.model, frozen.optimizer, mesh), abstract, base, rows, 1e-3)
+    after, metrics = jax.eval_shape(steps.compile_step(model, optimizer, mesh), abstract, base, rows, 1e-3)
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, abstract)
     assert metrics["loss"].shape == ()
 
