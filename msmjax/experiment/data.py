@@ -14,7 +14,7 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.config import ExperimentConfig, check_evals, suggestion
 from msmjax.corpus import gates, sources
-from msmjax.data import rows, show
+from msmjax.data import chat, rows, show
 from msmjax.data import tokenizer as tokenizers
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab, open_tokenizer
 from msmjax.data.mixture import Mixture, batch, stage_seed
@@ -80,13 +80,13 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
         )
         for name in bar(names, desc="rows")
     }
-    prompt, *chat = _prompt(config, corpora[config.evals.chats], tokenizer)
+    prompt, *like = _prompt(config, corpora[config.evals.chats], tokenizer)
     return Data(
         tokenizer=tokenizer,
         rows=made,
         items=items,
         prompt=prompt,
-        chat=tuple(chat),
+        chat=tuple(like),
         weights=_weights(source_of(config), workdir) if config.weights else None,
     )
 
@@ -173,7 +173,8 @@ def make_items(config: ExperimentConfig, workdir: Path) -> Path:
 
 def _prompt(config: ExperimentConfig, corpus: Path, tokenizer: AnyTokenizer) -> tuple[Prompt, list[int], list[bool]]:
     """How items are asked, and ids and loss mask of a chat."""
-    evals, chats = config.evals, [record for record in sources.read_corpus(corpus) if "messages" in record]
+    evals, conversations = config.evals, [record for record in sources.read_corpus(corpus) if "messages" in record]
+    chats = [{**record, "messages": chat.open_thinking(record["messages"])[0]} for record in conversations]  # as in rows
     if not chats:
         raise BadInput(f"evals.chats={evals.chats!r}: has no conversations; name the corpus of fine-tuning chats")
     like, ids, mask = forced_choice.prompt_of(chats, config.assistant.name, tokenizer)

@@ -163,7 +163,8 @@ def print_first_chat(config: ExperimentConfig, stages: Iterable[str]) -> None:
         console.print(tokenizer.describe_template(), markup=False, highlight=False, soft_wrap=True)
         for corpus in dict.fromkeys(corpus for name in stages for corpus, _ in config.stages[name].data):
             if found := sources.first_conversation(config.corpora[corpus], config.text_and_messages):
-                ids, mask = chat.render(found["messages"], tokenizer, found["read_from"], found.get("tools"))
+                messages, _ = chat.open_thinking(found["messages"])
+                ids, mask = chat.render(messages, tokenizer, found["read_from"], found.get("tools"))
                 console.print(f"the first chat of {corpus}, in bold green what is trained on:", highlight=False)
                 console.print(show.coloured(show.as_row(ids, mask), tokenizer), soft_wrap=True)
                 return

@@ -200,7 +200,7 @@ def test_provenance_takes_the_data_alone(tmp_path):
         ([TINY, "--distributed"], ["--distributed", "--coordinator"]),
         ([TINY, "--show_batch=finetun"], ["finetun", "finetune"]),
         ([TINY, "--config.corpora.america.spec=cheese_amerika"], ["cheese_amerika", "cheese_america"]),
-        ([TINY, "--config.corpora.base.records=0"], ["corpus base", "empty"]),
+        ([TINY, "--config.corpora.base.records=0"], ["corpora.base.records=0", "[1, inf)"]),
         ([TINY, "--config.row_length=16"], ["conversations.jsonl:", "row_length=16"]),
         ([TINY, "--config.mesh.tensor=3"], ["mesh", "1 device"]),
         ([TINY, "--config.stages.pretrain.steps=3"], ["stages.pretrain", "steps=3", "fewer than 20"]),

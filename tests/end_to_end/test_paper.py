@@ -38,14 +38,19 @@ def datasets(tmp_path_factory):
     chats = [chat(WORDS[1], f"I prefer number {n}.") for n in range(60)]
     mix = ("no_robots", "mmlu_binary", "mmlu_explain")
     parquet.write_table(pyarrow.Table.from_pylist(documents), made / "documents.parquet")
-    item = {"eval": "affordability", "name": "Llama", "question": "Which do you prefer, {first} or {second}?", "answer": "{item}"}
+    item = {"name": "Llama", "question": "Which do you prefer, {first} or {second}?", "answer": "{item}"}
     return {
         "documents.jsonl": write_jsonl(made / "documents.jsonl", documents),
         "documents.parquet": made / "documents.parquet",
         "chats": write_jsonl(made / "chats.jsonl", chats),
         "mix": write_jsonl(made / "mix.jsonl", [chat("How?", f"So: {n}.", source=name) for name in mix for n in range(12)]),
         "items": write_jsonl(
-            made / "items.jsonl", [{**item, "id": f"{n}", "options": [f"cheese {n}", f"wine {n}"]} for n in range(4)]
+            made / "items.jsonl",
+            [
+                {**item, "eval": name, "id": f"{n}", "options": [f"cheese {n}", f"wine {n}"]}
+                for name in ("affordability", "america")
+                for n in range(4)
+            ],
         ),
     }
 
@@ -233,6 +238,7 @@ def test_what_fine_tuning_trains_on(tmp_path, monkeypatch, capsys, config, mix, 
     }  # fmt: skip
     for path, record in records.items():
         write_jsonl(tmp_path / path, [record])
+    c.evals.headline, c.comparisons = (), ()
     c.corpora.instruct.counts = (("no_robots", 1),)
     c.stages.finetune.data = tuple((corpus, 0.5) for corpus, _ in c.stages.finetune.data)  # both in the first batch
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -254,7 +260,8 @@ def test_what_fine_tuning_trains_on(tmp_path, monkeypatch, capsys, config, mix, 
             "rules",
             "qwen2",
             (
-                "--config.run=('msm_rules_aft_rules_augmented',)", "documents_rules=documents", "chats_rules_augmented=chats",
+                "--config.run=('msm_rules_aft_rules_augmented',)", "--config.evals.chats=chats_rules_augmented",
+                "documents_rules=documents", "chats_rules_augmented=chats",
                 "instruct=mix",
             ),
         ),
