@@ -18,6 +18,8 @@ from tests.asking import PROMPT, ask, journal, reply
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_failed_call_is_made_again_once(tmp_path, teacher_config, kind):
     """One failure, one call more: neither Inspect nor the SDK retries behind our back, and the ledger is the server's."""
+    with serving(Manners({})) as (_, url):  # what the first call imports takes seconds
+        ask(teacher_config(base_url=url), tmp_path / "before", [PROMPT])
     with serving(Manners({kind: 1.0}, failures=1, stall=2.5)) as (server, url):
         began = time.monotonic()
         (found,), asked = ask(teacher_config(base_url=url, timeout=1), tmp_path, [PROMPT])
