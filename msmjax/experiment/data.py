@@ -221,5 +221,6 @@ def mixture_of(config: ExperimentConfig, data: Data, stage_name: str, seed: int)
     """What a stage reads, and in which order."""
     stage = config.stages[stage_name]
     names, shares = zip(*stage.data, strict=True)
+    shares = tuple(share / sum(shares) for share in shares)  # as written, they may sum to one but for the sixth digit
     segments = max(rows.read_ledger(data.rows[name])["segments"] for name in names)
     return Mixture(tuple(rows.open_rows(data.rows[name]) for name in names), shares, stage_seed(seed, stage.shuffle), segments)
