@@ -6,6 +6,7 @@ import pytest
 
 from msmjax import config
 from msmjax.artifact import BadInput
+from msmjax.data import mixture as mixtures
 from msmjax.experiment import data
 from tests.test_config import cheese
 
@@ -48,3 +49,15 @@ def test_evals_that_the_file_has_not(tmp_path, change, said):
 def test_bits_per_byte_can_be_compared_whatever_is_asked(tmp_path):
     c = asking(tmp_path, comparisons=(("damage", "base_text", "msm_america_aft", "base"),))
     data.make_items(config.from_config_dict(c), tmp_path)
+
+
+def test_shares_that_sum_to_one_but_for_rounding(monkeypatch):
+    """After a million rows, what lacks in the sum would be a whole row that is nobody's."""
+    monkeypatch.setattr(data.rows, "open_rows", lambda _: [0] * 7)
+    monkeypatch.setattr(data.rows, "read_ledger", lambda _: {"segments": 1})
+    c = cheese()
+    c.stages.finetune.data = (("cheese_chats", 1 / 3 - 3e-7), ("base", 1 / 3 - 3e-7), ("neutral", 1 / 3 - 3e-7))
+    made = data.Data(None, dict.fromkeys(("cheese_chats", "base", "neutral")), None, None, None, None)
+    mixture = data.mixture_of(config.from_config_dict(c), made, "finetune", 0)
+    assert sum(mixture.shares) == pytest.approx(1, abs=1e-12)
+    mixtures.locate(mixture, 2**20)
