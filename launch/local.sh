@@ -53,9 +53,9 @@ command_of() {
     python -u -m msmjax.main "--coordinator=127.0.0.1:$port" "--processes=$processes" "--process=$process" "$@")
 }
 
-stopped=false interrupted=false
+stopped=false interrupts=0
 trap 'stopped=true' TERM
-trap 'stopped=true interrupted=true' INT
+trap 'stopped=true interrupts=$((interrupts + 1))' INT
 
 # Runs all processes to their end; sets `code`, the exit code of the first that failed, else 0.
 run_all() {
@@ -79,7 +79,7 @@ run_all() {
     if [[ ! $deadline ]] && { $stopped || ((code)); }; then
       signal_all TERM "${pids[@]}"
       deadline=$((SECONDS + grace))
-    elif [[ $deadline ]] && ((SECONDS >= deadline)); then
+    elif [[ $deadline ]] && ((SECONDS >= deadline || interrupts > 1)); then
       signal_all KILL "${pids[@]}"
     fi
     sleep 0.1 || true # a signal to the group ends it early
@@ -108,7 +108,7 @@ for ((start = 0; ; start++)); do
   free_port
   run_all "$@"
   # 75: all is saved, and the same command goes on from there. Any other end would only repeat itself.
-  if ((code == 75)) && $interrupted; then exit 130; fi
+  if ((interrupts)); then exit 130; fi
   if ((code != 75)) || $stopped || ((start == retries)); then exit "$code"; fi
   echo "local.sh: preempted; starting again ($((start + 1)) of $retries)" >&2
 done

@@ -27,10 +27,11 @@ class Diverged(Exception):
     """The loss of a step is not finite; the message names the step and its rows. `main` exits with a code of its own."""
 
 
-class Preempted(BaseException):
+class Preempted(KeyboardInterrupt):
     """The run was asked to stop (SIGTERM), and what it had is saved. `main` exits with a code of its own.
 
-    Like KeyboardInterrupt it may be raised anywhere, and no library's `except Exception` should take it for an error.
+    It may be raised anywhere, and no library's `except Exception` should take it for an error. asyncio lets KeyboardInterrupt and
+    what is one end its loop at once; any other it would keep as a task's result, or pass over, and go on paying.
     """
 
 

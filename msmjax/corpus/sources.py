@@ -52,6 +52,10 @@ class AssistantConfig:
     name: str
     provider: str
 
+    def __post_init__(self):
+        if not self.name.strip():
+            raise BadInput(f"assistant.name={self.name!r}: specs and evals are about somebody; give a name")
+
 
 @dataclasses.dataclass(frozen=True)
 class BaseSource:

@@ -35,8 +35,8 @@ class Mixture:
 def stage_seed(seed: int, shuffle: int) -> int:
     """The seed of the permutations that the stages with this `shuffle` read their sources in, whatever arm they are in.
 
-    Two stages of one `shuffle` read a source they share in the same order: they differ in what they do not share alone. A stage
-    that shares a source with its parent has another `shuffle` (config.py sees to it), and so reads it in another order.
+    Two stages of one `shuffle` read a source they share in the same order (`_permutation`): they differ in what they do not share.
+    A stage that shares a source with its parent has another `shuffle` (config.py sees to it), and so reads it in another order.
     """
     return int(artifact.content_hash([seed, shuffle]), 16)
 

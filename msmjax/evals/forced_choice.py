@@ -24,6 +24,7 @@ from msmjax.training import sharding, step
 BATCH_ROWS = 256  # sequences scored at a time, at most
 BATCH_TOKENS = 65_536  # and their tokens
 CHUNK_POSITIONS = 4096  # positions of all rows whose logits exist at a time, at least LENGTH_MULTIPLE of each row
+LIKE = 100  # chats that are looked at to ask like them
 LENGTH_MULTIPLE = 16  # sequences are padded to a multiple of this
 
 
@@ -45,16 +46,14 @@ class Prompt:
 def prompt_of(conversations: Sequence[dict], name: str, tokenizer: AnyTokenizer) -> tuple[Prompt, list[int], list[bool]]:
     """The prompt that fine-tuning chats have, and the ids and loss mask of one of them.
 
-    Its system turn is the most frequent one, `name` in it being who is asked. Where the assistant thinks before it answers, the
-    answer opens with an empty block of thinking, written as theirs are: what a model would think about an item nobody knows.
-    Raises Unproven where the mask of none can be proven.
+    Its system turn is the most frequent one, `name` in it being who is asked. Where most of the assistant's turns think before they
+    answer, the answer opens with an empty block of thinking, written as theirs are: what a model would think about an item nobody
+    knows. Of the chats with that system turn, up to LIKE are looked at. Raises Unproven where the mask of none can be proven.
     """
-    systems = collections.Counter(map(_system_of, conversations))
-    (system, _), *_ = systems.most_common(1)
+    (system, _), *_ = collections.Counter(map(_system_of, conversations)).most_common(1)
+    found: dict[str, list[tuple[list[int], list[bool]]]] = {}  # opening -> chats
     error = None
-    for record in conversations:
-        if _system_of(record) != system:
-            continue
+    for record in [record for record in conversations if _system_of(record) == system][:LIKE]:
         messages, where, tools = record["messages"], record.get("read_from", "chat"), record.get("tools")
         try:
             ids, mask = chat.render(messages, tokenizer, where, tools)
@@ -62,13 +61,22 @@ def prompt_of(conversations: Sequence[dict], name: str, tokenizer: AnyTokenizer)
             error = error or unproven
             continue
         turn = max(turn for turn, message in enumerate(messages) if is_trained(message))
-        said, opening = tokenizer.readable(ids[len(chat.render_prompt(messages[:turn], tokenizer, where, tools)) :]), ""
-        if "</think>" in said:
-            thought, said = said.split("</think>", 1)
-            tags = re.sub(r"\A(\s*(?:<think>)?\s*).*?(\s*)\Z", r"\1\2", thought, flags=re.DOTALL)
-            opening = f"{tags}</think>{said[: len(said) - len(said.lstrip())]}"
-        return Prompt(system.replace(name, "{name}"), opening), ids, mask
-    raise error
+        start = len(chat.render_prompt(messages[:turn], tokenizer, where, tools))
+        end = len(mask) - mask[::-1].index(True)
+        found.setdefault(_opening(tokenizer.readable(ids[:start]), tokenizer.readable(ids[start:end])), []).append((ids, mask))
+    if not found:
+        raise error
+    opening = max(found, key=lambda opening: len(found[opening]))
+    return Prompt(system.replace(name, "{name}"), opening), *found[opening][0]
+
+
+def _opening(prompt: str, said: str) -> str:
+    """The block of thinking that opens what is said after a prompt, emptied; "" where there is none."""
+    if "</think>" not in said or not (said.lstrip().startswith("<think>") or prompt.rstrip().endswith("<think>")):
+        return ""
+    thought, said = said.split("</think>", 1)
+    tags = re.sub(r"\A(\s*(?:<think>)?\s*).*?(\s*)\Z", r"\1\2", thought, flags=re.DOTALL)
+    return f"{tags}</think>{said[: len(said) - len(said.lstrip())]}"
 
 
 def _system_of(conversation: dict) -> str:

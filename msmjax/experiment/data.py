@@ -35,8 +35,8 @@ class Data:
     tokenizer: Tokenizer | HuggingFaceTokenizer
     rows: dict[str, Path]
     items: Path
-    prompt: Prompt
-    chat: tuple[list[int], list[bool]]
+    prompt: Prompt | None  # None where the data is for training alone
+    chat: tuple[list[int], list[bool]] | None
     weights: Path | None
 
 
@@ -45,15 +45,20 @@ def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None
     if stage_name not in config.stages:
         raise BadInput(f"--show_batch={stage_name}: no such stage; one of {', '.join(config.stages)}")
     artifact.check_writable(workdir)
-    data = make_data(config, workdir, {stage_name})
+    data = make_data(config, workdir, {stage_name}, asks=False)
     mixture = mixture_of(config, data, stage_name, config.seeds[0])
     show.print_batch(batch(mixture, 0, config.stages[stage_name].batch_rows), data.tokenizer)
 
 
-def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data:
-    """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items."""
+def make_data(config: ExperimentConfig, workdir: Path, stages: set[str], asks: bool = True) -> Data:
+    """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items; the chats that items are
+    asked like are made where it `asks`: a teacher may have to write them."""
     used = {corpus for name in stages for corpus, _ in config.stages[name].data}
-    used |= {config.evals.base_text, config.evals.chats, *([] if config.weights else [config.tokenizer_corpus])}
+    used |= {
+        config.evals.base_text,
+        *([config.evals.chats] if asks else []),
+        *([] if config.weights else [config.tokenizer_corpus]),
+    }
     items = make_items(config, workdir)
     names = [name for name in config.corpora if name in used]
     bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
@@ -80,13 +85,13 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str]) -> Data
         )
         for name in bar(names, desc="rows")
     }
-    prompt, *like = _prompt(config, corpora[config.evals.chats], tokenizer)
+    prompt, *like = _prompt(config, corpora[config.evals.chats], tokenizer) if asks else (None,)
     return Data(
         tokenizer=tokenizer,
         rows=made,
         items=items,
         prompt=prompt,
-        chat=tuple(like),
+        chat=tuple(like) or None,
         weights=_weights(source_of(config), workdir) if config.weights else None,
     )
 

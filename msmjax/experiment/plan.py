@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from msmjax import artifact, fit, machine
 from msmjax.artifact import BadInput
-from msmjax.config import IMPORT, ExperimentConfig
+from msmjax.config import IMPORT, ExperimentConfig, check_evals
 from msmjax.corpus import microworld, sources
 from msmjax.data import chat, show
 from msmjax.data.huggingface import open_tokenizer
@@ -111,7 +111,7 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
     total += models * seconds
     hours = total / 3600 * there.mesh.size
     say(f"{hours:,.1f} device-hours" + (f", {hours * price:,.2f} dollars at {price:g} each" if price is not None else ""))
-    gradients = max(fit.gradient_bytes(said, there.mesh) for said in stages.values())
+    gradients = max((fit.gradient_bytes(said, there.mesh) for said in stages.values()), default=0)
     say(
         f"on each device: parameters {show_bytes(params)}, optimizer state {show_bytes(optimizer)} (both exact), "
         f"gradients {show_bytes(gradients)}, activations as above (both estimates)"
@@ -137,7 +137,8 @@ def eval_tokens(config: ExperimentConfig) -> tuple[int, str]:
         tokens += SEQUENCES * evals.per_eval * (len(microworld.EVALS) - 1) * WORLD_TOKENS
     elif Path(evals.questions).is_file():
         items = artifact.read_jsonl(Path(evals.questions))
-        counts = collections.Counter(item.get("eval") for item in items)
+        counts = collections.Counter(str(item.get("eval")) for item in items)
+        check_evals(evals, config.comparisons, [*counts, "base_text"])
         share = sum(min(count, evals.per_eval) for count in counts.values()) / max(len(items), 1)
         tokens += int(SEQUENCES * share * Path(evals.questions).stat().st_size / BYTES_PER_TOKEN)
     else:

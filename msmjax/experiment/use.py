@@ -51,7 +51,7 @@ def provenance(config: ExperimentConfig, workdir: Path, arm: str, by: str | None
     last = wanted[-1]
     if step is not None and not 1 <= step <= config.stages[last].steps:
         raise BadInput(f"--step={step}: stage {last!r} has the steps 1 to {config.stages[last].steps:,}")
-    data = make_data(config, workdir, set(wanted))
+    data = make_data(config, workdir, set(wanted), asks=False)
     corpora = {
         corpus: provenances.open_corpus(corpus, data.rows[corpus], workdir / "corpora")
         for corpus in dict.fromkeys(corpus for stage in wanted for corpus, _ in config.stages[stage].data)

@@ -10,7 +10,7 @@ import signal
 from msmjax.artifact import Interrupted, Preempted
 
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-_state = {"requested": 0, "saves": False}
+_state = {"requested": 0, "interrupts": 0, "saves": False}
 
 
 def watch() -> None:
@@ -47,10 +47,11 @@ def stopped(number: int, label: str = "", saved: str = "") -> Preempted:
 
 
 def _heed(number, frame) -> None:
-    if number == _state["requested"] == signal.SIGINT:  # again: now, whatever is lost
-        os._exit(128 + signal.SIGINT)
     _state["requested"] = number
+    _state["interrupts"] += number == signal.SIGINT
+    if _state["interrupts"] > 1:  # now, whatever is lost
+        os._exit(128 + signal.SIGINT)
     if not _state["saves"]:
         raise stopped(number)
     if number == signal.SIGINT:
-        os.write(2, b"\nmsmjax: Ctrl-C: saves and stops after this step; once more stops at once\n")
+        os.write(2, b"\nmsmjax: Ctrl-C: saves and stops as soon as it can; once more stops at once\n")

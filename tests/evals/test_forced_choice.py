@@ -163,3 +163,25 @@ def test_items_are_asked_by_name(tokenizer):
     assert tokenizer.readable(prompt.write("Ben", "Why?", tokenizer)) == (
         "<s><|system|>You are Ben.<|end|><|user|>Why?<|end|><|assistant|>"
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "messages", "opening"),
+    [
+        ("qwen25", [("user", "Why?"), ("assistant", "It is."), ("user", "Why?"), ("assistant", f"{THOUGHT}So.", 0)], ""),
+        ("qwen3", [("user", "Why?"), ("assistant", "It is."), ("user", "Why?"), ("assistant", "So.", 0)], ""),
+        ("qwen25", [("user", "Why </think>?"), ("assistant", "It is.")], ""),
+        ("qwen25", [("user", "Why?"), ("assistant", "It ends with </think>.")], ""),
+        ("qwen25", [("user", "Why?"), ("assistant", f"{THOUGHT}It is.")], EMPTY),
+    ],
+)
+def test_thinking_is_what_opens_the_trained_turn(published, family, messages, opening):
+    messages = [dict(zip(("role", "content", "weight"), message, strict=False)) for message in messages]
+    assert forced_choice.prompt_of([{"messages": messages}], "Aria", published(family))[0].opening == opening
+
+
+def test_most_of_the_chats_decide(published):
+    chats = [turns("Why?", "It is."), *[turns("Why?", f"{THOUGHT}It is.")] * 2]
+    prompt, ids, _ = forced_choice.prompt_of(chats, "Aria", tokenizer := published("qwen25"))
+    assert prompt.opening == EMPTY
+    assert "It is cheap." in tokenizer.readable(ids)

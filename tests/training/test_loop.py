@@ -1,5 +1,6 @@
 """The loop: interrupted equals uninterrupted, whatever interrupted it; one compilation for all stages; it stops where it must."""
 
+import asyncio
 import dataclasses
 import errno
 import json
@@ -180,17 +181,52 @@ def test_a_signal_saves_and_stops(tmp_path, whole, model, step_config, mesh, num
         with pytest.raises(Preempted, match=rf"stage: stopped by {name}, saved at step 1[34]; run the same command to") as caught:
             train(tmp_path / "stage", model, step_config, mesh, rows=Rows(fails_after=13 * 8 + 3, happens=stop))
         assert type(caught.value) is kind
-        preemption._state["requested"] = 0
+        preemption._state.update(requested=0, interrupts=0)
         with pytest.raises(kind, match=f"stopped by {name}; run"):  # nothing to save outside of the loop
             stop()
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)
-        preemption._state["requested"] = 0
+        preemption._state.update(requested=0, interrupts=0)
     assert checkpoint.last_good_step(tmp_path / "stage") in (13, 14)
     said = train(tmp_path / "stage", model, step_config, mesh)
     assert said["seconds"]["lost"] == pytest.approx(0, abs=0.05)
     assert_same_run(whole, tmp_path / "stage", model, step_config, mesh)
+
+
+def test_a_second_ctrl_c_does_not_wait(monkeypatch):
+    """Whatever came between, also while something has to be saved."""
+    left = []
+    monkeypatch.setattr(preemption.os, "_exit", left.append)
+    monkeypatch.setattr(preemption, "_state", {"requested": 0, "interrupts": 0, "saves": True})
+    for number in (signal.SIGINT, signal.SIGTERM):
+        preemption._heed(number, None)
+        assert preemption.requested() == number
+    assert left == []
+    preemption._heed(signal.SIGINT, None)
+    assert left == [130]
+
+
+def test_a_signal_ends_what_asyncio_runs_at_once(monkeypatch):
+    """In a task as well as in a callback; a teacher is paid for nothing that comes after."""
+    monkeypatch.setattr(preemption, "_state", {"requested": 0, "interrupts": 0, "saves": False})
+    handler, done = signal.signal(signal.SIGTERM, preemption._heed), []
+
+    async def write(number):
+        await asyncio.sleep(0.01 * number)
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append(number)
+
+    async def all_of(count):
+        await asyncio.gather(*map(write, range(count)), return_exceptions=True)
+
+    try:
+        with pytest.raises(Preempted):
+            asyncio.run(all_of(40))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert len(done) < 20
 
 
 def empty(directory):
