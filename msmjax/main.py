@@ -183,8 +183,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _print_unraisable(unraisable) -> None:
-    """Every write that tensorstore gives up, after the first that failed was raised, would be a traceback of its own."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    """Every write that tensorstore gives up, after the first that failed was raised, would be a traceback of its own; and so would
+    a signal that came where Python can raise nothing."""
+    if str(unraisable.exc_value) != "Event loop is closed" and not isinstance(unraisable.exc_value, Preempted):
         sys.__unraisablehook__(unraisable)
 
 

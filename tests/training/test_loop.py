@@ -7,6 +7,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -172,7 +175,8 @@ def test_accumulation_and_a_mixture_resume_exactly(tmp_path, model, step_config,
 @pytest.mark.parametrize(
     ("number", "kind", "name"), [(signal.SIGTERM, Preempted, "SIGTERM"), (signal.SIGINT, Interrupted, "Ctrl-C")]
 )
-def test_a_signal_saves_and_stops(tmp_path, whole, model, step_config, mesh, number, kind, name):
+def test_a_signal_saves_and_stops(tmp_path, whole, model, step_config, mesh, monkeypatch, number, kind, name):
+    monkeypatch.setattr(preemption, "_end_at_the_second", lambda _: None)  # two come here
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background have it ignored
     preemption.watch()
@@ -181,35 +185,49 @@ def test_a_signal_saves_and_stops(tmp_path, whole, model, step_config, mesh, num
         with pytest.raises(Preempted, match=rf"stage: stopped by {name}, saved at step 1[34]; run the same command to") as caught:
             train(tmp_path / "stage", model, step_config, mesh, rows=Rows(fails_after=13 * 8 + 3, happens=stop))
         assert type(caught.value) is kind
-        preemption._state.update(requested=0, interrupts=0)
+        preemption._state["requested"] = 0
         with pytest.raises(kind, match=f"stopped by {name}; run"):  # nothing to save outside of the loop
             stop()
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)
-        preemption._state.update(requested=0, interrupts=0)
+        signal.set_wakeup_fd(-1)
+        preemption._state["requested"] = 0
     assert checkpoint.last_good_step(tmp_path / "stage") in (13, 14)
     said = train(tmp_path / "stage", model, step_config, mesh)
     assert said["seconds"]["lost"] == pytest.approx(0, abs=0.05)
     assert_same_run(whole, tmp_path / "stage", model, step_config, mesh)
 
 
-def test_a_second_ctrl_c_does_not_wait(monkeypatch):
-    """Whatever came between, also while something has to be saved."""
-    left = []
-    monkeypatch.setattr(preemption.os, "_exit", left.append)
-    monkeypatch.setattr(preemption, "_state", {"requested": 0, "interrupts": 0, "saves": True})
-    for number in (signal.SIGINT, signal.SIGTERM):
-        preemption._heed(number, None)
-        assert preemption.requested() == number
-    assert left == []
-    preemption._heed(signal.SIGINT, None)
-    assert left == [130]
+WAITS = """
+import ctypes, signal
+from msmjax.training import preemption
+preemption.watch()
+with preemption.saving():
+    # As while it compiles: the main thread is in C, where no signal is heeded until it comes back.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    print("ready", flush=True)
+    ctypes.CDLL(None).sleep(30)
+"""
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    """Neither for what has to be saved nor for what is being compiled; and whatever came between."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        assert process.poll() is None
+        process.send_signal(number)
+        time.sleep(0.2)
+    assert process.wait(timeout=4) == 130
 
 
 def test_a_signal_ends_what_asyncio_runs_at_once(monkeypatch):
     """In a task as well as in a callback; a teacher is paid for nothing that comes after."""
-    monkeypatch.setattr(preemption, "_state", {"requested": 0, "interrupts": 0, "saves": False})
+    monkeypatch.setattr(preemption, "_state", {"requested": 0, "saves": False})
     handler, done = signal.signal(signal.SIGTERM, preemption._heed), []
 
     async def write(number):
