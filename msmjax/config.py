@@ -76,7 +76,7 @@ class ExperimentConfig:
 
     name: str
     question: str
-    seeds: tuple[int, ...]
+    seeds: tuple[Natural, ...]
     run: tuple[str, ...]
     arms: dict[str, tuple[str, ...]]
     stages: dict[str, StageConfig]
@@ -107,12 +107,10 @@ class ExperimentConfig:
 def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     """Checks and freezes a config. Every name that points to a stage, corpus or arm must exist."""
     config = config.copy_and_resolve_references()
-    top = _fields(config, [f.name for f in dataclasses.fields(ExperimentConfig) if f.name != "source"], "config")
-    plain = [field.name for field in dataclasses.fields(ExperimentConfig) if ranges.plain(field.type) in (str, int)]
-    plain.remove("source")
-    for field in dataclasses.fields(ExperimentConfig):
-        if field.name in plain:
-            ranges.check(field.type, top[field.name], field.name)
+    declared = {field.name: field.type for field in dataclasses.fields(ExperimentConfig) if field.name != "source"}
+    top = _fields(config, list(declared), "config")
+    for name, kind in declared.items():
+        ranges.check(kind, top[name], name)
     stages = {name: _stage(value, top["row_length"], f"stages.{name}") for name, value in top["stages"].items()}
     if IMPORT in stages:
         raise BadInput(f"stages.{IMPORT}: has no settings of its own; name it in arms, and the directory in weights")
@@ -138,7 +136,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         _names(tuple(corpus for corpus, _ in stage.data), corpora, f"stages.{name}.data", "corpus")
     for name, chain in arms.items():
         _shuffles(f"arms.{name}", [(stage, stages[stage]) for stage in chain if stage != IMPORT])
-    comparisons = tuple(_comparison(tuple(value)) for value in top["comparisons"])
+    comparisons = tuple(_comparison(value, f"comparisons[{index}]") for index, value in enumerate(top["comparisons"]))
     for comparison in comparisons:
         _names((*comparison.arms, *comparison.against), arms, f"comparisons[{comparison.label}]", "arm")
     evals = _make(EvalConfig, top["evals"], "evals")
@@ -160,7 +158,8 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     for key, allowed in choices.items():
         if top[key] not in allowed:
             raise BadInput(f"{key}={top[key]!r}: unknown{suggestion(top[key], list(allowed))}")
-    model = _make(ModelConfig, {**top["model"].to_dict(), "vocab": top["vocab_size"]}, "model")
+    model = _fields(top["model"], [field.name for field in dataclasses.fields(ModelConfig) if field.name != "vocab"], "model")
+    model = _make(ModelConfig, {**model, "vocab": top["vocab_size"]}, "model")
     if model.lora_rank and not top["weights"]:
         raise BadInput(f"model.lora_rank={model.lora_rank}: an adapter needs weights to adapt; name their directory in weights")
     if top["adapter"] and not model.lora_rank:
@@ -173,7 +172,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     if arguments and not top["weights"]:
         raise BadInput(f"template_arguments={arguments}: only the chat template of weights takes any; set it to ()")
     return ExperimentConfig(
-        **{key: top[key] for key in plain},
+        **{name: top[name] for name, kind in declared.items() if ranges.plain(kind) in (str, int)},
         seeds=seeds,
         run=run,
         arms=arms,
@@ -196,6 +195,8 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
 
 def _fields(value, names: list[str], where: str) -> dict:
     """The entries of a mapping that must have exactly the keys `names`."""
+    if not hasattr(value, "items"):
+        raise BadInput(f"{where}={value!r}: must be keys with values: {', '.join(names)}")
     given = dict(value.items())
     for key in given:
         if key not in names:
@@ -251,19 +252,25 @@ def _shuffles(where: str, chain: list[tuple[str, StageConfig]]) -> None:
             )
 
 
-def _comparison(value: tuple) -> Comparison:
+def _comparison(value, where: str) -> Comparison:
     """(label, eval, arm, against), where either side is the name of an arm or a tuple of as many names as the other."""
-    label, name, *sides = value if len(value) == len(dataclasses.fields(Comparison)) else (None, None)
-    arms, against = ((side,) if isinstance(side, str) else tuple(side) for side in sides or ((), ()))
-    if not arms or len(arms) != len(against) or not all(isinstance(part, str) for part in (label, name, *arms, *against)):
-        raise BadInput(f"comparisons: {value!r} is not (label, eval, arm, against)")
-    return Comparison(label, name, arms, against)
+    names = [field.name for field in dataclasses.fields(Comparison)]
+    if not isinstance(value, tuple | list) or len(value) != len(names):
+        raise BadInput(f"{where}={value!r}: must be (label, eval, arm, against)")
+    sides = {name: (part,) if isinstance(part, str) else part for name, part in zip(names[2:], value[2:], strict=True)}
+    comparison = _make(Comparison, {**dict(zip(names, value, strict=True)), **sides}, where)
+    if not comparison.arms or len(comparison.arms) != len(comparison.against):
+        raise BadInput(f"{where}={value!r}: must be (label, eval, arm, against), with as many arms on either side")
+    return comparison
 
 
 def _source(value, where: str) -> Source:
-    kind = value["kind"] if "kind" in value else None  # noqa: SIM401 (`get` on a config is banned)
+    if not hasattr(value, "items"):
+        raise BadInput(f"{where}={value!r}: must be keys with values, of which `kind` is one")
+    kind = value["kind"] if "kind" in value else ""  # noqa: SIM401 (`get` on a config is banned)
+    ranges.check(str, kind, f"{where}.kind")
     if kind not in sources.KINDS:
-        raise BadInput(f"{where}.kind={kind!r}: unknown{suggestion(str(kind), list(sources.KINDS))}")
+        raise BadInput(f"{where}.kind={kind!r}: unknown{suggestion(kind, list(sources.KINDS))}")
     return _make(sources.KINDS[kind], {key: entry for key, entry in value.items() if key != "kind"}, where)
 
 

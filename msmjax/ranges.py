@@ -1,7 +1,7 @@
-"""Ranges: which numbers a setting can have, said where its field is declared: `b1: Annotated[float, Range("[0, 1)")]`.
+"""Ranges: what a setting can be, said where its field is declared: `b1: Annotated[float, Range("[0, 1)")]`.
 
-In: a declared type and a value. Out: BadInput where the value is not in the range. config.py checks every setting; a number that is
-none (nan) is in no range.
+In: a declared type and a value. Out: BadInput where the value is of another kind or not in the range. config.py checks every
+setting; a number that is none (nan) is in no range.
 """
 
 import dataclasses
@@ -35,12 +35,40 @@ def plain(declared: type) -> type:
 
 
 def check(declared: type, value: object, where: str) -> None:
-    """Raises BadInput, naming `where`, unless the value is of the declared type and in its range."""
+    """Raises BadInput, naming `where`, unless the value is of the declared type, part for part, and in its range.
+
+    A tuple may be given as a list, a whole number for a float, and whatever is declared by a class is that class's to check.
+    """
     expected = plain(declared)
-    if expected not in (int, float, str, bool):
-        return
-    if not (type(value) is expected or (expected is float and type(value) is int)):
-        raise BadInput(f"{where}={value!r}: must be of type {expected.__name__}")
-    for allowed in typing.get_args(declared)[1:]:
-        if value not in allowed:
-            raise BadInput(f"{where}={value!r}: must be in {allowed.text}")
+    origin, parts = typing.get_origin(expected), typing.get_args(expected)
+    if origin is tuple:
+        repeated = parts[-1] is Ellipsis
+        if not isinstance(value, tuple | list) or not (repeated or len(value) == len(parts)):
+            raise BadInput(f"{where}={value!r}: must be {_said(expected)}")
+        for index, part in enumerate(value):
+            check(parts[0] if repeated else parts[index], part, f"{where}[{index}]")
+    elif origin is dict:
+        if not hasattr(value, "items"):
+            raise BadInput(f"{where}={value!r}: must be {_said(expected)}")
+        for key, part in value.items():
+            check(parts[1], part, f"{where}.{key}")
+    elif expected in (int, float, str, bool):
+        if not (type(value) is expected or (expected is float and type(value) is int)):
+            raise BadInput(f"{where}={value!r}: must be {_said(expected)}")
+        if type(value) is int and abs(value) >= 2**63:
+            raise BadInput(f"{where}: a number of {value.bit_length()} bits; must have at most 63")
+        for allowed in typing.get_args(declared)[1:]:
+            if value not in allowed:
+                raise BadInput(f"{where}={value!r}: must be in {allowed.text}")
+
+
+def _said(declared: type) -> str:
+    """A type in words."""
+    origin, parts = typing.get_origin(declared), [plain(part) for part in typing.get_args(declared)]
+    if origin is dict:
+        return "keys with values"
+    if origin is tuple and parts[-1] is Ellipsis:
+        return f"a tuple of parts that are {_said(parts[0])}"
+    if origin is tuple:
+        return f"({', '.join(part.__name__ for part in parts)})"
+    return f"of type {declared.__name__}"

@@ -1,6 +1,7 @@
 """Configs: all that are shipped load, are shape-evaluated and read to the last field; wrong ones are named."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -134,6 +135,11 @@ def test_every_field_is_read():
         (lambda c: c.model.update(heads=3), r"model\.heads=3: must be a multiple of model\.kv_heads=2"),
         (lambda c: untyped(c.model, heads="4"), r"model\.heads='4': must be of type int"),
         (lambda c: untyped(c.model, heads=True), r"model\.heads=True: must be of type int"),
+        (lambda c: c.model.update(width=0), r"model\.width=0: must be in \[1, inf\)"),
+        (lambda c: c.stages.finetune.update(data=(("base", 0.5),)), r"stages\.finetune: data=.*: must be .* sum to 1"),
+        (lambda c: untyped(c, seeds=5), r"seeds=5: must be a tuple of parts that are of type int"),
+        (lambda c: untyped(c.arms, aft=5), r"arms\.aft=5: must be a tuple of parts that are of type str"),
+        (lambda c: c.evals.update(seed=10**400), r"evals\.seed: a number of 1329 bits; must have at most 63"),
         (lambda c: c.update(seeds=()), r"seeds=\(\): must be different whole numbers"),
         (lambda c: c.update(seeds=(1, 1)), r"seeds=\(1, 1\): must be different"),
         (lambda c: c.update(run=("bse",)), r"run: no arm 'bse'; did you mean 'base'\?"),
@@ -145,8 +151,8 @@ def test_every_field_is_read():
             r"stages\.finetune: data=.*: of 160 rows, none is of cheese_chats; raise its share, or leave it out",
         ),
         (
-            lambda c: c.stages.finetune.update(data=(("base", 1.5), ("cheese_chats", -0.5))),
-            r"stages\.finetune: data=.*: shares must be above 0 and sum to 1",
+            lambda c: c.stages.finetune.update(data=(("base", -0.5), ("cheese_chats", 1.5))),
+            r"stages\.finetune\.data\[0\]\[1\]=-0\.5: must be in \(0, inf\)",
         ),
         (
             lambda c: c.stages.finetune.update(shuffle=1),
@@ -171,7 +177,10 @@ def test_every_field_is_read():
         (lambda c: c.world.update(people=120_000), r"need 120,028 names; at most"),
         (lambda c: c.optimizer.update(loss_chunk=0), r"optimizer\.loss_chunk=0: must be in \[1, inf\)"),
         (lambda c: c.log.update(metrics_every=0), r"log\.metrics_every=0: must be in \[1, inf\)"),
-        (lambda c: c.stages.finetune.update(data=("base",)), r"stages\.finetune: data=\('base',\): must be \(\(corpus, share\)"),
+        (
+            lambda c: c.stages.finetune.update(data=("base",)),
+            r"finetune\.data\[0\]='base': must be \(str, float\)",
+        ),
         (lambda c: untyped(c, row_length="64"), r"row_length='64': must be of type int"),
         (lambda c: c.arms.update(aft=()), r"arms\.aft=\(\): an arm is at least one stage"),
         (lambda c: c.update(template="qwen3"), r"template='qwen3': the microworld's chats have their own form; set it to ''"),
@@ -180,8 +189,11 @@ def test_every_field_is_read():
         (lambda c: c.update(row_length=1), r"row_length=1: must be in \[2, inf\)"),
         (lambda c: c.corpora.base.update(kind="bse"), r"corpora\.base\.kind='bse': unknown; did you mean 'base'\?"),
         (lambda c: c.update(comparisons=(("x", "conflct", "aft", "base"),)), r"no eval 'conflct'; did you mean 'conflict'\?"),
-        (lambda c: c.update(comparisons=(("x", "conflict", "aft"),)), r"is not \(label, eval, arm, against\)"),
-        (lambda c: c.update(comparisons=(("x", "conflict", "aft", ("base", "aft")),)), r"is not \(label, eval, arm, against\)"),
+        (
+            lambda c: c.update(comparisons=(("x", "conflict", "aft"),)),
+            r"\[0\]=.*: must be \(label, eval, arm, against\)",
+        ),
+        (lambda c: c.update(comparisons=(("x", "conflict", "aft", ("base", "aft")),)), r"as many arms on either side"),
         (lambda c: c.update(comparisons=(("x", "conflict", "aft", ("bse",)),)), r"no arm 'bse'; did you mean 'base'\?"),
     ],
 )
@@ -192,24 +204,20 @@ def test_wrong_settings_are_named(change, said):
         config.from_config_dict(wrong)
 
 
-def numbers(value, path=()):
-    """(path, number) of every number in a config, those in tuples included."""
-    if isinstance(value, ConfigDict | dict):
-        for key, part in value.items():
-            yield from numbers(part, (*path, key))
-    elif isinstance(value, tuple | list):
-        for index, part in enumerate(value):
-            yield from numbers(part, (*path, index))
-    elif type(value) in (int, float):
-        yield path, value
+def parts(value, path=()):
+    """(path, part) of every part of a config, those in tuples included."""
+    yield path, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple | list) else ()
+    for key, part in items:
+        yield from parts(part, (*path, key))
 
 
-def replaced(value, path, number):
-    """The value with another number at the path, as plain dicts and tuples."""
+def replaced(value, path, new):
+    """The value with another part at the path, as plain dicts and tuples."""
     if not path:
-        return number
+        return new
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    parts = {key: replaced(part, path[1:], number) if key == path[0] else part for key, part in items}
+    parts = {key: replaced(part, path[1:], new) if key == path[0] else part for key, part in items}
     return parts if isinstance(value, dict) else tuple(parts.values())
 
 
@@ -220,7 +228,7 @@ def test_numbers_that_cannot_mean_anything(file, variant):
     """Of every number of a config: below zero, not finite, no number. What is refused is named, and the rest means something."""
     whole = module_of(ROOT / "configs" / f"{file}.py").get_config(variant).to_dict()
     accepted, unnamed = set(), []
-    for path, number in numbers(whole):
+    for path, number in [(path, part) for path, part in parts(whole) if type(part) in (int, float)]:
         for wrong in (-1, -(2**40)) if type(number) is int else (-1.0, math.nan, math.inf, -math.inf):
             try:
                 config.from_config_dict(ConfigDict(replaced(whole, path, wrong)))
@@ -230,6 +238,16 @@ def test_numbers_that_cannot_mean_anything(file, variant):
                 unnamed += [(path, wrong, str(error))] if key not in str(error) else []
     assert not unnamed
     assert accepted == {("optimizer.clip", math.inf), *((f"mesh.{axis}", -1) for axis in ("data", "fsdp", "tensor"))}
+
+
+@pytest.mark.parametrize(("file", "variant"), [("cheese", ""), ("written", "teacher")])
+@pytest.mark.parametrize("new", [10**400, (None,), {"x": 5}], ids=["number", "tuple", "keys"])
+def test_another_kind_of_part_is_no_traceback(file, variant, new):
+    """Whatever is written in place of a part is taken, or refused in a line."""
+    whole = module_of(ROOT / "configs" / f"{file}.py").get_config(variant).to_dict()
+    for path in [path for path, _ in parts(whole) if path]:
+        with contextlib.suppress(BadInput):
+            config.from_config_dict(ConfigDict(replaced(whole, path, new)))
 
 
 def test_every_number_has_a_range():

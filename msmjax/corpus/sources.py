@@ -107,11 +107,11 @@ class SelectionSource:
     """
 
     path: str
-    counts: tuple[tuple[str, int], ...]
+    counts: tuple[tuple[str, Count], ...]
     seed: Natural
 
     def __post_init__(self):
-        if not self.counts or any([type(x) for x in part] != [str, int] or part[1] < 1 for part in self.counts):
+        if not self.counts:
             raise BadInput(f"counts={self.counts}: must be ((source, records), ...), e.g. (('no_robots', 2779),)")
 
 

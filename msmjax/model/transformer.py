@@ -10,7 +10,6 @@ In: token ids and segment ids, [B, T]. Out: final hidden states [B, T, D]; `unem
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -43,7 +42,7 @@ class ModelConfig:
     kv_heads: Count  # K
     head_dim: Count  # H
     rope_theta: Positive
-    rope_scaling: tuple[float, ...]  # Llama 3.1's (factor, low and high frequency factor, original length), or ()
+    rope_scaling: tuple[Positive, ...]  # Llama 3.1's (factor, low and high frequency factor, original length), or ()
     norm_epsilon: Positive
     qkv_bias: bool
     qk_norm: bool
@@ -62,8 +61,8 @@ class ModelConfig:
             raise BadInput(f"model.heads={self.heads}: must be a multiple of model.kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise BadInput(f"model.head_dim={self.head_dim}: must be even for rotary positions")
-        if len(self.rope_scaling) not in (0, 4) or any(not 0 < part < math.inf for part in self.rope_scaling):
-            raise BadInput(f"model.rope_scaling={self.rope_scaling}: neither () nor four numbers above 0")
+        if len(self.rope_scaling) not in (0, 4):
+            raise BadInput(f"model.rope_scaling={self.rope_scaling}: neither () nor four numbers")
         if self.rope_scaling and not self.rope_scaling[1] < self.rope_scaling[2]:
             raise BadInput(f"model.rope_scaling={self.rope_scaling}: its low frequency factor must be below the high one")
         if self.lora_rank and not self.lora_alpha > 0:

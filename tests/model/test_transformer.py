@@ -235,7 +235,6 @@ def test_features_change_the_function(model, params, rows, name):
     [
         ({"kv_heads": 3}, "model.heads=4"),
         ({"head_dim": 7}, "model.head_dim=7"),
-        ({"width": 0}, "model.width=0"),
         ({"remat": "fulll"}, "model.remat='fulll'"),
         ({"attention": "flash"}, "model.attention='flash': unknown; one of auto, xla, splash, cudnn"),
         ({"compute_dtype": "float8"}, "model.compute_dtype='float8'"),
