@@ -60,6 +60,7 @@ setup(
             "transformers>=5.0,<6",
             "peft>=0.17",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",  # two processes halve the time
             "hypothesis>=6.100",
             "pyyaml>=6.0",  # reads the JobSet that launch/gke_jobset.sh renders
             "ruff==0.15.*",  # formatting differs between minor versions

@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BIG = ("--dtype=bfloat16", "--length=4096", "--supervised=1", "--turns=1", "--profile")
 TINY = ("--model=tiny", "--length=128", "--rows=2", "--turns=1", "--steps=1")
+PYTEST = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib")  # in this process, all of them
 # Name -> seconds it may take, the command on a GPU, the command when dry.
 PARTS = {
     "train 8B LoRA": (
@@ -67,8 +68,8 @@ PARTS = {
     ),
     "tests": (
         100,
-        ("-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/test_device.py"),
-        ("-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/test_device.py", "-k", "near_float32"),
+        (*PYTEST, "tests/test_device.py"),
+        (*PYTEST, "tests/test_device.py", "-k", "near_float32"),
     ),
 }
 

@@ -1,7 +1,10 @@
 """Eight CPU devices, no silent rank promotion, no network, and the small things that many tests need."""
 
+import ctypes
+import gc
 import importlib.metadata
 import os
+import sys
 import tempfile
 
 # Some tests have something to say on other devices too (tests/test_device.py).
@@ -16,8 +19,9 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
             *["--xla_cpu_use_fusion_emitters=false"] * importlib.metadata.version("jax").startswith("0.10."),
         ]
     )  # fmt: skip
-# What runs the same program, here or in the processes that tests start, compiles it once.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="msmjax-compiled-")
+# What runs the same program, in any process of the tests or one that they start, compiles it once.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="msmjax-compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -37,7 +41,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_unconfigure():
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +60,12 @@ def _no_network(monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_for_one_module():
-    """What a module compiled takes memory, and the next has little use for it."""
+    """What a module compiled takes memory, and the next has little use for it; the allocator keeps what it is not asked for."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

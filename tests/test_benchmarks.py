@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import cheese
 from msmjax.training.loop import LogConfig
 from tests.program import ROOT
 
 
+@pytest.mark.nightly
 def test_the_shipped_experiment_is_timed():
     config = cheese.load()
     stages = {"pretrain": dataclasses.replace(config.stages["pretrain"], warmup_steps=1)}
@@ -29,6 +32,7 @@ def test_back_ends_of_attention_are_compared():
     assert "splash is left out: model.attention='splash': needs a TPU" in done.stderr
 
 
+@pytest.mark.nightly
 def test_all_that_is_measured_on_a_gpu_runs_dry(tmp_path):
     """Every part with tiny shapes here: what the script is on a card, where there is no time to find out that it does not run."""
     command = [str(ROOT / "benchmarks" / "gpu.sh"), "--dry", f"--out={tmp_path}"]

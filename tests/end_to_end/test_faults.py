@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = {"save": 1, "term": 1, "damage": 1, "pair": 1}
+FAULTS = {"save": 1, "damage": 1}  # the whole campaign runs nightly
 
 
 def test_nothing_is_lost():
-    """A kill in a save, one before damage and one of one of two processes, a SIGTERM: none unequal."""
+    """A kill in a save, and one before damage: none unequal."""
     command = [
         sys.executable,
         str(ROOT / "benchmarks" / "faults.py"),
-        "--steps=60",
+        "--steps=36",
         "--trials",
         *(f"{kind}={count}" for kind, count in FAULTS.items()),
     ]

@@ -255,7 +255,10 @@ def test_what_fine_tuning_trains_on(tmp_path, monkeypatch, capsys, config, mix, 
 @pytest.mark.parametrize(
     ("name", "family", "overrides"),
     [
-        ("philosophy", "qwen3", ("--config.run=('msm_aft',)", "spec=documents", "chats=chats", "instruct=mix")),
+        pytest.param(
+            "philosophy", "qwen3", ("--config.run=('msm_aft',)", "spec=documents", "chats=chats", "instruct=mix"),
+            marks=pytest.mark.nightly,
+        ),
         (
             "rules",
             "qwen2",
@@ -265,7 +268,10 @@ def test_what_fine_tuning_trains_on(tmp_path, monkeypatch, capsys, config, mix, 
                 "instruct=mix",
             ),
         ),
-        ("scaling", "qwen2", ("--config.run=('msm_aft_2',)", "spec=documents", "chats_2=chats", "instruct_2=mix")),
+        pytest.param(
+            "scaling", "qwen2", ("--config.run=('msm_aft_2',)", "spec=documents", "chats_2=chats", "instruct_2=mix"),
+            marks=pytest.mark.nightly,
+        ),
     ],
 )  # fmt: skip
 def test_twins_train(tmp_path, datasets, name, family, overrides):
