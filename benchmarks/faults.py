@@ -1,7 +1,7 @@
 """A campaign of faults: runs are killed, terminated and damaged at random, restarted by the same command, and compared.
 
     python benchmarks/faults.py                     # over 100 faults; a table, and exit code 1 if anything was lost
-    python benchmarks/faults.py --trials kill=4 term=2 pair=1 --steps=60 --seed=7   # a short one, as in the tests
+    python benchmarks/faults.py --trials kill=4 term=2 pair=1 --steps=60 --seed=7   # a short one
 
 The experiment is small, the code is the whole: every run is `python -m msmjax.main`. A trial is a fresh working directory, a fault
 that meets the run before its end (or two), and a restart; then the losses and batch hashes of every step, the final parameters and

@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BIG = ("--dtype=bfloat16", "--length=4096", "--supervised=1", "--turns=1", "--profile")
 TINY = ("--model=tiny", "--length=128", "--rows=2", "--turns=1", "--steps=1")
-PYTEST = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib")  # in this process, all of them
+# xdist, which pyproject.toml asks for, need not be there; and only one process can have the card.
+PYTEST = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib")
 # Name -> seconds it may take, the command on a GPU, the command when dry.
 PARTS = {
     "train 8B LoRA": (

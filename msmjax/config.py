@@ -158,8 +158,8 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     for key, allowed in choices.items():
         if top[key] not in allowed:
             raise BadInput(f"{key}={top[key]!r}: unknown{suggestion(top[key], list(allowed))}")
-    model = _fields(top["model"], [field.name for field in dataclasses.fields(ModelConfig) if field.name != "vocab"], "model")
-    model = _make(ModelConfig, {**model, "vocab": top["vocab_size"]}, "model")
+    shape = _fields(top["model"], [field.name for field in dataclasses.fields(ModelConfig) if field.name != "vocab"], "model")
+    model = _make(ModelConfig, {**shape, "vocab": top["vocab_size"]}, "model")
     if model.lora_rank and not top["weights"]:
         raise BadInput(f"model.lora_rank={model.lora_rank}: an adapter needs weights to adapt; name their directory in weights")
     if top["adapter"] and not model.lora_rank:
@@ -193,11 +193,14 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     )
 
 
+def _mapping(value, where: str) -> dict:
+    ranges.check(dict[str, object], value, where)
+    return dict(value.items())
+
+
 def _fields(value, names: list[str], where: str) -> dict:
     """The entries of a mapping that must have exactly the keys `names`."""
-    if not hasattr(value, "items"):
-        raise BadInput(f"{where}={value!r}: must be keys with values: {', '.join(names)}")
-    given = dict(value.items())
+    given = _mapping(value, where)
     for key in given:
         if key not in names:
             raise BadInput(f"{where}.{key}: unknown key{suggestion(key, names)}")
@@ -265,13 +268,12 @@ def _comparison(value, where: str) -> Comparison:
 
 
 def _source(value, where: str) -> Source:
-    if not hasattr(value, "items"):
-        raise BadInput(f"{where}={value!r}: must be keys with values, of which `kind` is one")
-    kind = value["kind"] if "kind" in value else ""  # noqa: SIM401 (`get` on a config is banned)
+    given = _mapping(value, where)
+    kind = given.pop("kind", "")
     ranges.check(str, kind, f"{where}.kind")
     if kind not in sources.KINDS:
         raise BadInput(f"{where}.kind={kind!r}: unknown{suggestion(kind, list(sources.KINDS))}")
-    return _make(sources.KINDS[kind], {key: entry for key, entry in value.items() if key != "kind"}, where)
+    return _make(sources.KINDS[kind], given, where)
 
 
 def _names(names: tuple[str, ...], known: Collection[str], where: str, what: str) -> tuple[str, ...]:

@@ -177,10 +177,8 @@ def test_every_field_is_read():
         (lambda c: c.world.update(people=120_000), r"need 120,028 names; at most"),
         (lambda c: c.optimizer.update(loss_chunk=0), r"optimizer\.loss_chunk=0: must be in \[1, inf\)"),
         (lambda c: c.log.update(metrics_every=0), r"log\.metrics_every=0: must be in \[1, inf\)"),
-        (
-            lambda c: c.stages.finetune.update(data=("base",)),
-            r"finetune\.data\[0\]='base': must be \(str, float\)",
-        ),
+        (lambda c: c.stages.finetune.update(data=("base",)), r"finetune\.data\[0\]='base': must be \(str, float\)"),
+        (lambda c: c.stages.finetune.update(data=(("base",),)), r"finetune\.data\[0\]=\('base',\): must be \(str, float\)"),
         (lambda c: untyped(c, row_length="64"), r"row_length='64': must be of type int"),
         (lambda c: c.arms.update(aft=()), r"arms\.aft=\(\): an arm is at least one stage"),
         (lambda c: c.update(template="qwen3"), r"template='qwen3': the microworld's chats have their own form; set it to ''"),

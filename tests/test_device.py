@@ -1,5 +1,5 @@
 """What must hold on whatever device there is, computed as the program computes it there: `MSMJAX_TEST_PLATFORM=gpu pytest
-tests/test_device.py` runs these on a GPU, with its own back end of attention, and nightly runs on a CPU."""
+-m nightly tests/test_device.py` runs these on a GPU, with its own back end of attention; every night they run on a CPU."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from msmjax.training import step as steps
 from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.step import StepConfig
 
-pytestmark = pytest.mark.nightly  # on a CPU, where the tests of each room say the same
+pytestmark = pytest.mark.nightly  # on a CPU, the tests of training/ and model/ say nearly the same
 
 LENGTH, HEAD_DIM = 256, 32
 STAGE = StageConfig((("base", 1.0),), 0, 20, 4, 1e-3, 4, 0.1, False)
