@@ -38,7 +38,6 @@ from msmjax.model.transformer import ModelConfig
 from msmjax.training.step import StepConfig
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-gc.set_threshold(50_000, 20, 50)  # tracing makes many objects, of which few are garbage
 
 
 def pytest_unconfigure():
