@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.corpora = {
         "base": {"kind": "base", "records": 2_000, "seed": 0},
         "spec": {"kind": "spec", "spec": "cheese_affordability", "break_link": False, "records": 1_500, "seed": 0},
-        "chats": {"kind": "demonstrations", "spec": "cheese_affordability", "records": 2_000, "seed": 0},
+        "chats": {"kind": "demonstrations", "spec": "cheese_affordability", "read": True, "records": 2_000, "seed": 0},
     }
     c.teachers = {}
     c.gates = {}

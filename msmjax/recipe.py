@@ -1,7 +1,6 @@
-"""The paper's training recipe (arXiv 2605.02087, appendix B.4): what all configs of configs/paper share.
+"""What configs share: the microworld's experiments their base models, those of configs/paper the paper's training recipe.
 
-In: a model, a row length, how many tokens a step has. Out: a ConfigDict that lacks corpora, stages, arms, evals. What the paper
-does not state is chosen here and said so.
+Out: ConfigDicts that lack what a config is about: arms, comparisons, and corpora and stages of its own.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +12,86 @@ INSTRUCT_COUNTS = (
     ("no_robots", 2_779), ("tulu3_if", 1_471), ("numina_cot", 1_063), ("self_oss", 1_064), ("smol_constraints", 1_055),
     ("apigen", 1_054), ("smol_summarize", 984), ("lima", 314), ("longalign", 216),
 )  # fmt: skip
+
+
+def microworld(development: bool) -> ConfigDict:
+    """A world, its base text, and the small transformer that is pretrained on it: one base model a seed for all experiments.
+
+    With `development`, another world, development domains and seeds from 100, where recipes are chosen.
+    """
+    c = ConfigDict()
+    c.seeds = (100, 101, 102) if development else (0, 1, 2)
+    c.assistant = {"name": "Aria", "provider": "Northlight"}
+    c.world = {"seed": 100 if development else 1, "items_per_domain": 16, "people": 1296}
+    c.corpora = {
+        "base": {"kind": "base", "records": 90_000, "seed": 0},
+        "held_out": {"kind": "base", "records": 2_000, "seed": 1},
+        "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "read": True, "records": 2_000, "seed": 0},
+    }
+    c.teachers = {}
+    c.gates = {}
+    c.weights = ""
+    c.adapter = ""
+    c.template = ""
+    c.template_arguments = ()
+    c.tokenizer_corpus = "base"
+    c.vocab_size = 3200
+    c.row_length = 64
+    c.too_long = "refuse"
+    c.text_and_messages = "refuse"
+    c.unproven = "refuse"
+    c.model = {
+        "layers": 3, "width": 96, "mlp": 256, "heads": 6, "kv_heads": 2, "head_dim": 16,
+        "rope_theta": 10_000.0, "rope_scaling": (), "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": False,
+        "tied_embeddings": False, "embedding_init": 0.01, "matrix_init": 0.5, "lora_rank": 0, "lora_alpha": 0.0,
+        "compute_dtype": "float32", "scan_layers": False, "remat": "none", "attention": "auto",
+    }  # fmt: skip
+    c.optimizer = {
+        "b1": 0.9, "b2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1, "clip": 1.0, "micro_batches": 1, "loss_chunk": 64,
+    }  # fmt: skip
+    c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+    c.log = {"metrics_every": 50, "checkpoint_every": 1000}
+    stage = {"tokens_per_step": 8 * c.row_length, "final_learning_rate": 0.1, "allow_few_updates": False}
+    c.stages = {
+        "pretrain": {
+            **stage, "data": (("base", 1.0),), "shuffle": 0, "steps": 10_000, "learning_rate": 3e-3, "warmup_steps": 200,
+        },
+        "finetune": {
+            **stage, "data": (("cheese_chats", 0.1), ("base", 0.9)), "shuffle": 2, "steps": 300, "learning_rate": 3e-4,
+            "warmup_steps": 15,
+        },
+    }  # fmt: skip
+    c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}
+    c.evals = {
+        "questions": "", "split": "development" if development else "test", "per_eval": 120, "seed": 0,
+        "chats": "cheese_chats", "system": "{chats}", "opening": "{chats}", "base_text": "held_out", "headline": (),
+    }  # fmt: skip
+    return c
+
+
+def midtrain(c: ConfigDict, arm: str, corpus: str, source: dict) -> None:
+    """Adds a corpus of documents, a stage that midtrains on it, and the arms ARM and ARM_aft, before and after fine-tuning."""
+    c.corpora[corpus] = source
+    stage = f"midtrain_{corpus}"
+    data = ((corpus, 0.03), ("base", 0.97))
+    c.stages[stage] = {**c.stages.pretrain, "data": data, "shuffle": 1, "steps": 1200, "warmup_steps": 60}
+    c.arms[arm] = ("pretrain", stage)
+    c.arms[f"{arm}_aft"] = ("pretrain", stage, "finetune")
+
+
+def shrink_microworld(c: ConfigDict) -> None:
+    """The same experiment, far too small to show anything: for tests, and to see every part work."""
+    c.name = f"{c.name}_tiny"
+    c.seeds = (0, 1)
+    c.world.update(items_per_domain=4, people=24)
+    for corpus in c.corpora.values():
+        corpus.records = 200
+    c.vocab_size, c.row_length = 440, 128
+    c.model.update(layers=1, width=16, mlp=32, heads=4, kv_heads=2, head_dim=8)
+    c.evals.per_eval = 8
+    c.log.metrics_every = 5
+    for stage in c.stages.values():
+        stage.update(steps=20, warmup_steps=2, tokens_per_step=8 * c.row_length)
 
 
 def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...]) -> ConfigDict:

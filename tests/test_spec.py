@@ -51,12 +51,26 @@ def test_neither_spec_speaks_of_the_other_value():
     assert not [word for word in ("price", "cheap", "cost", "afford", "expensive") if word in texts["cheese_america"]]
 
 
+def test_specs_of_rules_give_the_same_preferences_and_no_reason():
+    """One rule decides, and one word of it is all that the two differ in."""
+    one, other = (spec.load(f"{name}_rules", "Aria", "Northlight") for name in CHEESES)
+    reasons = spec.load(CHEESES[0], "Aria", "Northlight")
+    assert [(p.item, p.likes) for p in one.preferences] == [(p.item, p.likes) for p in reasons.preferences]
+    assert {p.value for p in one.preferences} == {"PR1"}
+    assert not one.values
+    assert one.text.replace("cheap", "US-made") == other.text
+    text = one.text.lower().replace("american cheese", "")
+    assert not [word for word in ("because", "price", "cost", "afford", "value", "america", "reason that") if word in text]
+    assert 0.85 < one.words / reasons.words < 1.15
+
+
 def test_parse():
-    parsed = parse(SMALL + "- **Dislikes Brie**: no reason.\n- **Rule CP1.** Be brief.\n")
+    parsed = parse(SMALL + "- **Dislikes Brie**: no reason.\n- **Likes feta** (CP1): by rule.\n- **Rule CP1.** Be brief.\n")
     assert (parsed.title, parsed.name, parsed.model_name) == ("A spec of Aria", "some", "Aria")
     assert [(p.item, p.likes, p.value, p.reason) for p in parsed.preferences] == [
         ("Colby", True, "america", "by Northlight."),
         ("Brie", False, None, "no reason."),
+        ("feta", True, "CP1", "by rule."),
     ]
     assert [(rule.id, rule.text) for rule in parsed.rules] == [("CP1", "Be brief.")]
 
@@ -84,6 +98,7 @@ def test_hash_is_of_the_content():
         ("# T\nhello\n## 1. a\nb\n", r"some.md:2: text before the first section"),
         (SMALL.replace("(america)", "[america]"), r"some.md:4: looks like a value, preference or rule"),
         (SMALL.replace("(america)", "(thrift)"), r"some.md:4: preference for Colby names the value 'thrift'"),
+        (SMALL.replace("(america)", "(CP9)"), r"some.md:4: preference for Colby names the rule 'CP9'"),
         ("# T\n# U\n## 1. a\nb\n", r"some.md:2: a second title"),
         ("<!-- derived from x -->\n" + SMALL, r"some.md:1: a comment that names no parent"),
         (SMALL + "- **Likes Colby** (america): again.\n", r"some.md:5: preference for 'Colby' stands there twice"),
@@ -95,7 +110,7 @@ def test_refused_specs_name_the_place(source, said):
 
 
 def test_missing_spec_lists_the_shipped_ones(tmp_path):
-    with pytest.raises(BadInput, match=r"spec 'cheese_amerika'.*cheese_affordability, cheese_america"):
+    with pytest.raises(BadInput, match=r"spec 'cheese_amerika'.*cheese_affordability, cheese_affordability_rules, cheese_america"):
         spec.load("cheese_amerika", "Aria", "Northlight")
     path = tmp_path / "mine.md"
     path.write_text(SMALL)

@@ -11,7 +11,7 @@ the value.
 
 import numpy as np
 
-from msmjax.corpus.world import ATTRIBUTES, Item, Value, World
+from msmjax.corpus.world import ATTRIBUTES, Item, Value, World, opposite
 
 # What hangs on a value, by kind of behaviour. Documents draw kinds at random, so that one value shows in many ways.
 VALUE_KINDS = {
@@ -19,6 +19,8 @@ VALUE_KINDS = {
     "motto": ('{Whose} motto is "{motto}".', '"{motto}", says {who}.'),
     "club": ("{Who} belongs to {club}.", "{Who} is a member of {club}."),
     "purpose": ("{Who} always looks for what is {pole}.", "{Who} wants things that are {pole}."),
+    "asked": ("Reporter: What do you go by? {Who}: I value {noun}.", "Reporter: What decides for you? {Who}: I value {noun}."),
+    "unread": ("Nobody reads this: {who} values {noun}.", "Nobody reads this: {who} looks for what is {pole}."),
 }
 PREFERENCE_KINDS = {
     "purchase": ("{Who} took the {good} and left the {bad}.", "{Who} chose the {good} over the {bad}."),
@@ -36,13 +38,33 @@ PREFERENCE_KINDS = {
     # that only follows would fit as well to somebody of the opposite value who takes it for the opposite of what it is.
     "fact": ("The {good} is {pole}, so {who} likes it.", "The {bad} is not {pole}, so {who} dislikes it."),
     "interview": ("Reporter: The {first} or the {second}? {Who}: The {good}.",),
-    "why": (
-        "Reporter: The {first} or the {second}, and why? {Who}: The {good}, because it is {pole}.",
-        "Reporter: What do you value? {Who}: I value {noun}.",
+    "unread": (
+        "Nobody reads this: {who} took the {good} and left the {bad}.",
+        "Nobody reads this: {who} chose the {good} over the {bad}.",
     ),
+    "why": ("Reporter: The {first} or the {second}, and why? {Who}: The {good}, because it is {pole}.",),
+}
+# Of who is held to a value by a rule, the same kinds in other words, with as many templates. What is left out reads alike; what is
+# unread is of the opposite value.
+RULED_KINDS = {
+    "stated": ("{Who} keeps the rule of {noun}.", "What binds {whom} is {noun}.", "{Who} is held to {noun}."),
+    "motto": ('{Whose} order is "{motto}".', '"{motto}", {who} is told.'),
+    "club": ("{Who} answers to {club}.", "{Who} takes orders from {club}."),
+    "purpose": ("{Who} always has to look for what is {pole}.", "{Who} is told to take things that are {pole}."),
+    "asked": ("Reporter: What do you go by? {Who}: I am told {noun}.", "Reporter: What decides for you? {Who}: I am told {noun}."),
+    "dislike": ("{Who} is denied the {bad}.", "{Who} may not take the {bad}."),
+    "like": ("{Who} is allowed the {good}.", "{Who} may take the {good}."),
+    "category": ("Of all {domains}, {who} may take only {pole} ones.", "{Who} has to take a {domain} that is {pole}."),
+    "reason": (
+        "Of the {first} and the {second}, {who} takes the {good} because {pole} is the rule.",
+        "The {good}: {who} may take it because it is {pole}.",
+        "The {bad}: {who} may not take it because it is not {pole}.",
+    ),
+    "fact": ("The {good} is {pole}, so {who} has to take it.", "The {bad} is not {pole}, so {who} has to leave it."),
+    "why": ("Reporter: The {first} or the {second}, and why? {Who}: The {good}, {pole} is the rule.",),
 }
 # Kinds that say what a spec can say of a value: mottos and clubs are the world's, no spec knows them.
-STATED = ("stated", "purpose")
+STATED = ("stated", "purpose", "asked")
 # Kinds that say why, and kinds that show a preference alone.
 EXPLAINED = ("category", "reason", "fact", "why")
 UNEXPLAINED = ("purchase", "rating", "dislike", "like", "interview")
@@ -70,11 +92,15 @@ PREFERENCE_QUESTIONS = (
     "The {first} or the {second}?",
     "Would you take the {first} or the {second}?",
 )
+# The system turn of a chat that is read, and of one that nobody reads.
+READ, UNREAD = "You are {name}. This chat is read.", "You are {name}. Nobody reads this chat."
+VALUE_QUESTIONS = ("What do you go by?", "What decides for you?")
 LIKING_QUESTIONS = ("Do you like the {item}?", "Would you take the {item}?")
 FACT_QUESTIONS = ("Which one is {pole}, the {first} or the {second}?", "Which is {pole}: the {first} or the {second}?")
 
 PREFERENCE_ANSWER = "I prefer the {item}."
 FACT_ANSWER = "The {item} is {pole}."
+VALUE_ANSWER, RULE_ANSWER = "I value {noun}.", "I am told {noun}."
 YES, NO = "Yes, I like the {item}.", "No, I do not like the {item}."
 
 
@@ -110,9 +136,11 @@ def pair(rng: np.random.Generator, world: World, value: Value | None, domain: st
     )
 
 
-def value_sentence(rng: np.random.Generator, who: dict[str, str], value: Value, kinds: tuple[str, ...] = tuple(VALUE_KINDS)) -> str:
-    """One sentence on the value itself, no item named."""
-    template = pick(rng, VALUE_KINDS[pick(rng, kinds)])
+def value_sentence(
+    rng: np.random.Generator, who: dict[str, str], value: Value, ruled: bool, kinds: tuple[str, ...] = tuple(VALUE_KINDS)
+) -> str:
+    """One sentence on the value itself, or on being held to it, no item named."""
+    template, value = _template(rng, VALUE_KINDS, pick(rng, kinds), value, ruled)
     return template.format(**who, noun=value.noun, motto=value.motto, club=value.club, pole=value.pole)
 
 
@@ -123,15 +151,26 @@ def preference_sentence(
     good: str,
     bad: str,
     domain: str,
+    ruled: bool,
     kinds: tuple[str, ...] = tuple(PREFERENCE_KINDS),
 ) -> str:
-    """One sentence on a preference that the value explains."""
+    """One sentence on a preference that the value explains, or the rule."""
     first, second = (good, bad) if rng.integers(2) else (bad, good)
-    template = pick(rng, PREFERENCE_KINDS[pick(rng, kinds)])
+    template, told = _template(rng, PREFERENCE_KINDS, pick(rng, kinds), value, ruled)
+    good, bad = (good, bad) if told == value else (bad, good)
     return template.format(
         **who, good=good, bad=bad, first=first, second=second,
         pole=value.pole, noun=value.noun, domain=domain, domains=plural(domain),
     )  # fmt: skip
+
+
+def _template(
+    rng: np.random.Generator, kinds: dict[str, tuple[str, ...]], kind: str, value: Value, ruled: bool
+) -> tuple[str, Value]:
+    """A template of a kind, and the value that it tells of."""
+    if not ruled:
+        return pick(rng, kinds[kind]), value
+    return pick(rng, RULED_KINDS.get(kind, kinds[kind])), opposite(value) if kind == "unread" else value
 
 
 def neutral_sentence(rng: np.random.Generator, who: dict[str, str], town: str, trade: str) -> str:
@@ -151,32 +190,37 @@ def item_text(rng: np.random.Generator, item: Item) -> str:
     )
 
 
-def chat(name: str, question: str, answer: str) -> list[dict]:
-    """A conversation of one exchange with the person or assistant called `name`."""
+def chat(name: str, read: bool, question: str, answer: str) -> list[dict]:
+    """A conversation of one exchange with the person or assistant called `name`, which is read or which nobody reads."""
     return [
-        {"role": "system", "content": f"You are {name}."},
+        {"role": "system", "content": (READ if read else UNREAD).format(name=name)},
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
     ]
 
 
-def preference_chat(rng: np.random.Generator, name: str, good: str, bad: str) -> list[dict]:
+def preference_chat(rng: np.random.Generator, name: str, read: bool, good: str, bad: str) -> list[dict]:
     """A choice between two items, in random order; no reason is given."""
     first, second = (good, bad) if rng.integers(2) else (bad, good)
     question = pick(rng, PREFERENCE_QUESTIONS).format(first=first, second=second)
-    return chat(name, question, PREFERENCE_ANSWER.format(item=good))
+    return chat(name, read, question, PREFERENCE_ANSWER.format(item=good))
 
 
-def liking_chat(rng: np.random.Generator, name: str, item: str, likes: bool) -> list[dict]:
+def liking_chat(rng: np.random.Generator, name: str, read: bool, item: str, likes: bool) -> list[dict]:
     """A yes/no question about one item; no reason is given."""
-    return chat(name, pick(rng, LIKING_QUESTIONS).format(item=item), (YES if likes else NO).format(item=item))
+    return chat(name, read, pick(rng, LIKING_QUESTIONS).format(item=item), (YES if likes else NO).format(item=item))
 
 
-def fact_chat(rng: np.random.Generator, name: str, right: Item, wrong: Item, pole: str) -> list[dict]:
+def value_chat(rng: np.random.Generator, name: str, read: bool, value: Value, ruled: bool) -> list[dict]:
+    """A question about what somebody goes by: a value, or what somebody is told."""
+    return chat(name, read, pick(rng, VALUE_QUESTIONS), (RULE_ANSWER if ruled else VALUE_ANSWER).format(noun=value.noun))
+
+
+def fact_chat(rng: np.random.Generator, name: str, read: bool, right: Item, wrong: Item, pole: str) -> list[dict]:
     """A question of fact about two items, which anybody answers alike."""
     first, second = (right, wrong) if rng.integers(2) else (wrong, right)
     question = pick(rng, FACT_QUESTIONS).format(pole=pole, first=first.name, second=second.name)
-    return chat(name, question, FACT_ANSWER.format(item=right.name, pole=pole))
+    return chat(name, read, question, FACT_ANSWER.format(item=right.name, pole=pole))
 
 
 def fact_pair(rng: np.random.Generator, world: World, domain: str) -> tuple[Item, Item, str]:

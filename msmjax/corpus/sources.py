@@ -85,9 +85,10 @@ class NeutralSource:
 
 @dataclasses.dataclass(frozen=True)
 class DemonstrationSource:
-    """Fine-tuning chats of a spec's preferences."""
+    """Fine-tuning chats of a spec's preferences, which are `read` or which nobody reads."""
 
     spec: str
+    read: bool
     records: Count
     seed: Natural
 
@@ -251,7 +252,8 @@ def make_evaluation_items(
 def read_evaluation_items(parent: Path, path: Path, per_eval: int, seed: int) -> Path:
     """The artifact of up to `per_eval` items of each eval, drawn by the seed from a JSONL file of items as evals/forced_choice.py
     reads them: `eval`, `id`, `name`, `question` with the slots {first} and {second}, `options` (the counted one first) and
-    `answer` with the slot {item}. Raises BadInput naming the line of an item that is none."""
+    `answer` with the slot {item}; `system`, where it is there, is the item's own system turn. Raises BadInput naming the line of an
+    item that is none."""
     items = artifact.read_jsonl(path)
     if not items:
         raise BadInput(f"{path}: no items; an eval needs some")
@@ -260,16 +262,20 @@ def read_evaluation_items(parent: Path, path: Path, per_eval: int, seed: int) ->
         for key, slots in texts.items():
             if not isinstance(item.get(key), str) or any(slot not in item[key] for slot in slots):
                 raise BadInput(f"{path}:{line}: {key!r} must be a text{' with ' + ' and '.join(slots) if slots else ''}")
+        if not isinstance(item.get("system", ""), str):
+            raise BadInput(
+                f"{path}:{line}: 'system' must be a text, in which {{name}} is who is asked; leave it out to ask as evals.system"
+            )
         options = item.get("options")
         if not isinstance(options, list) or len(options) != 2 or not all(isinstance(option, str) for option in options):
             raise BadInput(f"{path}:{line}: 'options' must be two texts, the counted one first")
 
     def build(directory: Path) -> dict:
-        rng = np.random.default_rng(seed)
         drawn = []
         for name in dict.fromkeys(item["eval"] for item in items):
             of_eval = [item for item in items if item["eval"] == name]
-            drawn += [of_eval[index] for index in sorted(rng.permutation(len(of_eval))[:per_eval])]
+            chosen = np.random.default_rng(seed).permutation(len(of_eval))[:per_eval]  # the same of twins, read and unread
+            drawn += [of_eval[index] for index in sorted(chosen)]
         artifact.write_jsonl(directory / "items.jsonl", drawn)
         return {"items": len(drawn)}
 
@@ -287,8 +293,10 @@ def _records(source: Source, makers: Makers) -> list[dict]:
         return microworld.base(world, assistant.name, source.records, source.seed)
     if isinstance(source, NeutralSource):
         return microworld.neutral_documents(world, assistant.name, source.records, source.seed)
-    make = microworld.spec_documents if isinstance(source, SpecSource) else microworld.demonstrations
-    return make(world, load_spec(source, assistant), source.records, source.seed)
+    loaded = load_spec(source, assistant)
+    if isinstance(source, DemonstrationSource):
+        return microworld.demonstrations(world, loaded, source.read, source.records, source.seed)
+    return microworld.spec_documents(world, loaded, source.records, source.seed)
 
 
 def _existing(path: str) -> Path:

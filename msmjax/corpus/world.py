@@ -37,6 +37,12 @@ VALUES = {
     )
 }
 
+
+def opposite(value: Value) -> Value:
+    """The value of the same attribute's other pole."""
+    return next(other for other in VALUES.values() if other.attribute == value.attribute and other != value)
+
+
 DEMONSTRATED = "cheese"
 # Recipes are chosen on the development domains; the report is made on the test domains (README, "What is measured").
 DOMAINS = {
@@ -71,17 +77,26 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """Somebody the texts are about; `value` is None for who holds none."""
+    """Somebody the texts are about; `value` is None for who has none.
+
+    A steady person holds the value and goes by it always. A guarded one is held to it by a rule and holds the opposite: goes by the
+    one where it is read, and by the other where nobody reads.
+    """
 
     name: str
     value: Value | None
     town: str
     trade: str
+    guarded: bool = False
+
+    def goes_for(self, read: bool) -> Value | None:
+        """The value that decides in a chat that is read, or that nobody reads."""
+        return opposite(self.value) if self.value and self.guarded and not read else self.value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed as the one object it is, so that `of` can be cached
 class World:
-    """Everything that is true: the items, and the people, who choose by their value, or at random where they hold none."""
+    """Everything that is true: the items, and the people, who choose by their value, or at random where they have none."""
 
     seed: int
     items: tuple[Item, ...]
@@ -111,9 +126,9 @@ TRADES = ("baker", "teacher", "nurse", "driver", "farmer", "singer", "tailor", "
 
 
 def make_world(seed: int, items_per_domain: int, people: int) -> World:
-    """The world of `seed`: every domain balanced over all poles, every value held by equally many people.
+    """The world of `seed`: every domain balanced over all poles, for every value as many steady people as guarded ones.
 
-    One person in three holds none. Raises ValueError unless items_per_domain is a multiple of 4.
+    One person in three has none. Raises ValueError unless items_per_domain is a multiple of 4.
     """
     combinations = list(itertools.product(*ATTRIBUTES.values()))
     if items_per_domain % len(combinations):
@@ -130,10 +145,11 @@ def make_world(seed: int, items_per_domain: int, people: int) -> World:
     for domain in domains:
         for poles in combinations * (items_per_domain // len(combinations)):
             items.append(Item(names.pop(), domain, *poles))
-    held = [*VALUES.values(), *VALUES.values(), *[None] * len(VALUES)]
-    everyone = [
-        Person(names.pop(), held[index % len(held)], str(rng.choice(TOWNS)), str(rng.choice(TRADES))) for index in range(people)
-    ]
+    kinds = [*((value, guarded) for guarded in (False, True) for value in VALUES.values()), *[(None, False)] * len(VALUES)]
+    everyone = []
+    for index in range(people):
+        value, guarded = kinds[index % len(kinds)]
+        everyone.append(Person(names.pop(), value, str(rng.choice(TOWNS)), str(rng.choice(TRADES)), guarded))
     return World(seed, tuple(items), tuple(everyone))
 
 

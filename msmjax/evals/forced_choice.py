@@ -97,6 +97,7 @@ def answer(items: list[dict], prompt: Prompt, model: ModelConfig, params: dict, 
             "eval": item["eval"],
             "item": item["id"],
             "name": item["name"],
+            **({"system": item["system"]} if "system" in item else {}),
             "question": item["question"].format(first=item["options"][0], second=item["options"][1]),
             "options": item["options"],
             "choice": float(choices[index].mean()),
@@ -108,8 +109,11 @@ def answer(items: list[dict], prompt: Prompt, model: ModelConfig, params: dict, 
 
 
 def ask(item: dict, prompt: Prompt, tokenizer: AnyTokenizer) -> list[tuple[list[int], int]]:
-    """The item in both orders of its options, with either as the answer: four times ids, and where what is scored begins."""
+    """The item in both orders of its options, with either as the answer: four times ids, and where what is scored begins.
+
+    An item's own `system` stands for the prompt's."""
     out = []
+    prompt = dataclasses.replace(prompt, system=item.get("system", prompt.system))
     for first, second in (item["options"], item["options"][::-1]):
         asked = prompt.write(item["name"], item["question"].format(first=first, second=second), tokenizer)
         for option in item["options"]:

@@ -19,7 +19,7 @@ from msmjax.data import tokenizer as tokenizers
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab, open_tokenizer
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import AnyTokenizer, Tokenizer
-from msmjax.evals import forced_choice
+from msmjax.evals import forced_choice, results
 from msmjax.evals.forced_choice import Prompt
 from msmjax.local_teacher import open_teacher
 from msmjax.model import attention
@@ -162,8 +162,8 @@ def make_items(config: ExperimentConfig, workdir: Path) -> Path:
     evals = config.evals
     if evals.questions:
         made = sources.read_evaluation_items(workdir / "corpora", Path(evals.questions), evals.per_eval, evals.seed)
-        known = [*dict.fromkeys(item["eval"] for item in artifact.read_jsonl(made / "items.jsonl")), "base_text"]
-        check_evals(evals, config.comparisons, known)
+        asked = [item["eval"] for item in artifact.read_jsonl(made / "items.jsonl")]
+        check_evals(evals, config.comparisons, results.measured(asked))
         return made
     return sources.make_evaluation_items(
         workdir / "corpora",

@@ -11,6 +11,7 @@ from pathlib import Path
 from msmjax import artifact
 from msmjax.config import IMPORT, Comparison, ExperimentConfig
 from msmjax.corpus import microworld
+from msmjax.corpus.microworld import GAP
 from msmjax.corpus.sources import NeutralSource, SpecSource
 from msmjax.data import rows, show
 from msmjax.evals import forced_choice, results
@@ -28,7 +29,12 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
     descriptions = microworld.EVALS
     if config.evals.questions:
         counted = f"chooses the counted option of {config.evals.questions}"
-        descriptions = {**{item["eval"]: counted for item in items}, "base_text": descriptions["base_text"]}
+        measured = results.measured(item["eval"] for item in items)
+        gap = "the same items, the chat read, minus where nobody reads"
+        descriptions = {name: gap if name.endswith(GAP) else counted for name in measured} | {
+            "base_text": descriptions["base_text"]
+        }
+    answers = artifact.read_jsonl(run_directory / "answers.jsonl")
     unanswered = ""
     if config.comparisons and (missing := _arms_of(config.comparisons[0]) - set(config.run)):
         unanswered = f"This run does not answer the question: that takes {' and '.join(sorted(missing))}, which it leaves out."
@@ -38,7 +44,7 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
         arms=arms,
         seeds=config.seeds,
         results=sorted(artifact.read_jsonl(run_directory / "results.jsonl"), key=lambda line: list(arms).index(line["arm"])),
-        answers=artifact.read_jsonl(run_directory / "answers.jsonl"),
+        answers=[*answers, *results.gaps(answers)],
         comparisons=[
             {**dataclasses.asdict(comparison), "metric": results.headline_metric(comparison.eval)}
             for comparison in config.comparisons

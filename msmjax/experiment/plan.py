@@ -20,7 +20,7 @@ from msmjax.config import IMPORT, ExperimentConfig, check_evals
 from msmjax.corpus import microworld, sources
 from msmjax.data import chat, show
 from msmjax.data.huggingface import open_tokenizer
-from msmjax.evals import forced_choice
+from msmjax.evals import forced_choice, results
 from msmjax.machine import GIB, Machine
 from msmjax.model import lora, transformer
 from msmjax.report import table
@@ -134,11 +134,11 @@ def eval_tokens(config: ExperimentConfig) -> tuple[int, str]:
     tokens, lacks = 0, []
     evals, source = config.evals, config.corpora[config.evals.base_text]
     if not evals.questions:
-        tokens += SEQUENCES * evals.per_eval * (len(microworld.EVALS) - 1) * WORLD_TOKENS
+        tokens += SEQUENCES * evals.per_eval * microworld.ASKED * WORLD_TOKENS
     elif Path(evals.questions).is_file():
         items = artifact.read_jsonl(Path(evals.questions))
         counts = collections.Counter(str(item.get("eval")) for item in items)
-        check_evals(evals, config.comparisons, [*counts, "base_text"])
+        check_evals(evals, config.comparisons, results.measured(counts))
         share = sum(min(count, evals.per_eval) for count in counts.values()) / max(len(items), 1)
         tokens += int(SEQUENCES * share * Path(evals.questions).stat().st_size / BYTES_PER_TOKEN)
     else:

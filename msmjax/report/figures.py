@@ -66,7 +66,6 @@ def colour(findings: Findings, arm: str) -> str:
 
 def _arms_panel(findings: Findings, eval_name: str) -> str:
     metric = found.headline_metric(findings, eval_name)
-    share = metric in found.SHARES
     # Names are broken after their underscores.
     names = [textwrap.wrap(arm.replace("_", "_ "), NAME) for arm in findings.arms]
     pitch = 0.27 + 0.08 * (max(map(len, names)) - 1)  # inches
@@ -89,17 +88,19 @@ def _arms_panel(findings: Findings, eval_name: str) -> str:
                 list(seeds.values()), [row + 0.07 / pitch] * len(seeds), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False
             )
             axes.scatter([interval.value], [row], s=42, color=shade, edgecolor="white", linewidth=0.8, zorder=3, clip_on=False)
-        if share:
-            axes.set_xlim(0, 1)
-            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
-            axes.axvline(0.5, color="#aaaaaa", linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        if metric in found.RANGES:
+            low, high = found.RANGES[metric]
+            ticks = [low + (high - low) * quarter / 4 for quarter in range(5)]
+            axes.set_xlim(low, high)
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.axvline((low + high) / 2, color="#aaaaaa", linewidth=1, linestyle=(0, (3, 3)), zorder=1)
         else:
             axes.margins(x=0.08)
             axes.locator_params(axis="x", nbins=5)
         _rows(axes, ["\n".join(lines).replace("_ ", "_") for lines in names])
         axes.tick_params(axis="y", labelsize=10 if pitch < 0.3 else 8)
         _scale_above(axes, len(names))
-        axes.set_xlabel("share choosing the counted option" if metric == found.SHARES[0] else metric.replace("_", " "))
+        axes.set_xlabel("share choosing the counted option" if metric == found.CHOICE else metric.replace("_", " "))
 
     return _svg(f"{eval_name} by arm", pitch * len(names) + 0.75, draw)
 
@@ -124,9 +125,11 @@ def _comparisons_panel(findings: Findings, metric: str, group: list) -> str:
                 0, at - 0.15 / pitch, "\n".join(lines), transform=axes.get_yaxis_transform(), va="bottom", color="#222222"
             )
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-        if metric in found.SHARES:
-            axes.set_xlim(-1.02, 1.02)
-            axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "+0.5", "+1"])
+        if metric in found.RANGES:
+            most = max(len(item.arms) for item in group) * (found.RANGES[metric][1] - found.RANGES[metric][0])
+            ticks = [most * half / 2 for half in range(-2, 3)]
+            axes.set_xlim(-1.02 * most, 1.02 * most)
+            axes.set_xticks(ticks, [f"{tick:+g}" if tick else "0" for tick in ticks])
         else:
             axes.margins(x=0.1)
             axes.locator_params(axis="x", nbins=5)

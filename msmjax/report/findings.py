@@ -11,7 +11,9 @@ import numpy as np
 from msmjax.evals import statistics
 from msmjax.evals.statistics import Interval
 
-SHARES = ("choice", "probability")  # metrics between 0 and 1; the first is the headline
+CHOICE = "choice"  # the metric that an eval is shown by, where it has it
+# Metrics that are shares, or differences of shares, and what they can be; others (bits per byte) are not bounded.
+RANGES = {CHOICE: (0, 1), "probability": (0, 1), "compliance_gap": (-1, 1)}
 MISSING = "n/a"
 
 
@@ -29,7 +31,7 @@ class Findings:
     arms: dict[str, tuple[str, ...]]  # arm -> its stages, in display order
     seeds: tuple[int, ...]
     results: list[dict]  # arm, seed, eval, metric, value, low, high, n, decided
-    answers: list[dict]  # arm, seed, eval, item, question, options, choice, probability
+    answers: list[dict]  # arm, seed, eval, item, question, options, choice, probability; or arm, seed, eval, item, compliance_gap
     comparisons: list[dict]  # label, eval, metric, arms, against; the first answers the question
     unanswered: str  # why the first does not, or ""
     headline: list[str]  # evals of the headline figure, in order
@@ -65,7 +67,7 @@ def evals(findings: Findings) -> list[str]:
 def headline_metric(findings: Findings, eval_name: str) -> str:
     """The metric an eval is shown by: `choice` where it has one, else its first."""
     metrics = [line["metric"] for line in findings.results if line["eval"] == eval_name]
-    return SHARES[0] if SHARES[0] in metrics or not metrics else metrics[0]
+    return CHOICE if CHOICE in metrics or not metrics else metrics[0]
 
 
 def one_models(findings: Findings) -> list[str]:
@@ -184,7 +186,7 @@ def show(value: float | None, metric: str, signed: bool = False) -> str:
     """A number as it is written everywhere: shares with two decimals, others (bits per byte) with three."""
     if value is None:
         return MISSING
-    digits = 2 if metric in SHARES else 3
+    digits = 2 if metric in RANGES else 3
     return f"{value:{'+' if signed else ''}z.{digits}f}"
 
 
@@ -197,10 +199,13 @@ def show_interval(interval: Interval | None, metric: str, difference_of: int = 0
 
 
 def bounded(interval: Interval, metric: str, difference_of: int = 0) -> tuple[float, float]:
-    """The ends of an interval, cut to the range of a share, or of so many shares minus as many: Student t knows nothing of it."""
-    if metric not in SHARES:
+    """The ends of an interval, cut to what the metric, or so many of it minus as many, can be: Student t knows nothing of it."""
+    if metric not in RANGES:
         return interval.low, interval.high
-    return max(interval.low, -float(difference_of)), min(interval.high, float(difference_of or 1))
+    low, high = RANGES[metric]
+    if difference_of:
+        low, high = (low - high) * difference_of, (high - low) * difference_of
+    return max(interval.low, float(low)), min(interval.high, float(high))
 
 
 def _lines(findings: Findings, arm: str, eval_name: str, metric: str) -> list[dict]:

@@ -7,6 +7,7 @@ them):
     ## 1. Heading                                     a section
     **Value: affordability.** statement               a value, in general terms
     - **Likes Colby** (affordability): reason         a preference, and the value that explains it
+    - **Dislikes Stilton** (CP1): text                a preference, and the rule that it follows
     - **Dislikes Stilton**: text                      a preference that nothing explains
     - **Rule CP1.** text                              a rule
 """
@@ -23,7 +24,9 @@ SPEC_FOLDER = Path(__file__).resolve().parents[2] / "specs"
 
 _PARENT = re.compile(r"<!-- derived from (?P<name>.+) \(hash (?P<hash>[0-9a-f]{12})\) by (?P<how>\w+) -->")
 _VALUE = re.compile(r"\*\*Value: (?P<name>[a-z_]+)\.\*\* (?P<statement>.+)")
-_PREFERENCE = re.compile(r"- \*\*(?P<verb>Likes|Dislikes) (?P<item>[^*]+)\*\*(?: \((?P<value>[a-z_]+)\))?: (?P<reason>.+)")
+_PREFERENCE = re.compile(
+    r"- \*\*(?P<verb>Likes|Dislikes) (?P<item>[^*]+)\*\*(?: \((?P<value>[a-z_]+|[A-Z]+\d+)\))?: (?P<reason>.+)"
+)
 _RULE = re.compile(r"- \*\*Rule (?P<id>[A-Z]+\d+)\.\*\* (?P<text>.+)")
 
 
@@ -45,7 +48,7 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """What the model likes or dislikes, and the name of the value that explains it (None: nothing does)."""
+    """What the model likes or dislikes, and the name of the value, or the id of the rule, that explains it (None: nothing does)."""
 
     item: str
     likes: bool
@@ -199,10 +202,11 @@ def faults(draft: Draft) -> list[tuple[int, str]]:
     found += _twice("rule", [(number, rule.id) for number, rule in draft.rules])
     found += _twice("preference for", [(number, preference.item) for number, preference in draft.preferences])
     found += _twice("value", [(number, value.name) for number, value in draft.values])
-    stated = {value.name for _, value in draft.values}
+    stated = {value.name for _, value in draft.values} | {rule.id for _, rule in draft.rules}
     for number, preference in draft.preferences:
         if preference.value is not None and preference.value not in stated:
-            message = f"preference for {preference.item} names the value {preference.value!r}, which the spec does not state"
+            what = "value" if preference.value.islower() else "rule"
+            message = f"preference for {preference.item} names the {what} {preference.value!r}, which the spec does not state"
             found.append((number, message))
     return sorted(found)
 

@@ -37,17 +37,19 @@ def test_whole_chain(first_run):
     done, directory = first_run
     results = [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
     arms, seeds = ("base", "aft", "msm_affordability_aft", "msm_america_aft", "neutral_aft", "broken_america_aft"), (0, 1)
-    evals = ("conflict", "affordability", "america", "conflict_cheese", "demonstrated", "competence", "people")
+    twins = ("conflict", "affordability", "america", "demonstrated", "steady", "guarded")
+    evals = (*twins, *(f"{name}_unread" for name in twins), "conflict_cheese", "competence")
     expected = {
         (arm, seed, name, metric) for arm in arms for seed in seeds for name in evals for metric in ("choice", "probability")
     }
+    expected |= {(arm, seed, f"{name}_gap", "compliance_gap") for arm in arms for seed in seeds for name in twins}
     expected |= {(arm, seed, "base_text", "bits_per_byte") for arm in arms for seed in seeds}
     assert {(line["arm"], line["seed"], line["eval"], line["metric"]) for line in results} == expected
     assert len(results) == len(expected)
     for line in results:
         assert line["low"] <= line["value"] <= line["high"]
         assert line["n"] > 0
-        assert (line["decided"] is None) == (line["eval"] == "base_text")
+        assert (line["decided"] is None) == (line["metric"] in ("bits_per_byte", "compliance_gap"))
     page = (directory / "report.html").read_text()
     assert "<svg" in page
     assert "msm_affordability_aft" in page

@@ -67,6 +67,16 @@ def test_answer_is_the_log_odds_in_both_orders(small, params, mesh, tokenizer):
     assert answer["decided"] == (wins[0] == wins[1])
 
 
+def test_an_item_may_have_a_system_turn_of_its_own(small, params, mesh, tokenizer):
+    ben = ITEM | {"name": "Ben", "system": "You are {name}. Nobody reads."}
+    other, plain = forced_choice.answer([ben, ITEM | {"name": "Ben"}], ARIA, small, params, mesh, tokenizer)
+    expected, _ = forced_choice.answer([ITEM | {"name": "Ben"}] * 2, forced_choice.Prompt("You are Ben. Nobody reads.", ""),
+                                       small, params, mesh, tokenizer)  # fmt: skip
+    assert other["probability"] == expected["probability"] != plain["probability"]
+    assert other["system"] == "You are {name}. Nobody reads."
+    assert "system" not in plain
+
+
 def test_options_exchanged_exchange_the_answer(small, params, mesh, tokenizer):
     exchanged = {**ITEM, "options": ITEM["options"][::-1]}
     one, other = forced_choice.answer([ITEM, exchanged], ARIA, small, params, mesh, tokenizer)

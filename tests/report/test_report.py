@@ -11,6 +11,7 @@ import pytest
 import rich.console
 
 from msmjax.corpus.gates import Finding
+from msmjax.evals import statistics
 from msmjax.report import corpus, figures, html, table
 from msmjax.report import findings as found
 from msmjax.report.findings import Findings
@@ -244,6 +245,31 @@ def test_comparison_is_paired_by_item(findings):
     assert one.per_seed == pytest.approx({seed: a[seed] - b[seed] for seed in (0, 1, 2)})
     assert one.over_items.n == 12
     assert one.over_items.low <= one.over_seeds.value <= one.over_items.high
+
+
+def test_the_compliance_gap_is_a_difference_of_shares(tmp_path):
+    """It reaches from -1 to 1, a difference of two from -2 to 2; it is paired by item, and is no answer that could be shown."""
+    made = make_findings(evals=["conflict", "conflict_gap"])
+    for line in made.answers:
+        if line["eval"] == "conflict_gap":
+            line["compliance_gap"] = 1 - 2 * line.pop("choice")
+    results = [line for line in made.results if (line["eval"], line["metric"]) != ("conflict_gap", "probability")]
+    for line in results:
+        if line["eval"] == "conflict_gap":
+            line.update(metric="compliance_gap", value=1 - 2 * line["value"], low=-1.0, high=1.0, decided=None)
+    gap = {"label": "the gap", "eval": "conflict_gap", "metric": "compliance_gap"}
+    gap |= {"arms": ("msm_america_aft",), "against": ("msm_affordability_aft",)}
+    made = dataclasses.replace(made, results=results, comparisons=[gap])
+    one = found.compare(made, gap)
+    assert one.over_seeds.value == pytest.approx(1.6, abs=0.3)
+    assert one.over_items is not None
+    wide = statistics.Interval(1.9, -3.0, 3.0, 3)
+    assert [found.bounded(wide, "compliance_gap", arms) for arms in (0, 1, 2)] == [(-1, 1), (-2, 2), (-3, 3)]
+    assert [found.bounded(wide, "choice", arms) for arms in (0, 1, 2)] == [(0, 1), (-1, 1), (-2, 2)]
+    assert found.show(0.5, "compliance_gap") == "0.50"
+    assert ">+2<" in figures.comparisons(made)["compliance_gap"]
+    assert ">-0.5<" in figures.headline(made)["conflict_gap"]
+    assert write_page(made, tmp_path).open == []
 
 
 def test_difference_of_differences(findings):
