@@ -72,5 +72,6 @@ def get_config(variant: str = "") -> ConfigDict:
         "chats": "chats", "system": "{chats}", "opening": "{chats}", "base_text": "base",
         "headline": ("conflict",),
     }  # fmt: skip
+    c.ladders = ()
     c.comparisons = ()
     return c

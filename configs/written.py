@@ -101,6 +101,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "chats": "demonstrations", "system": "{chats}", "opening": "{chats}",
         "base_text": "held_out", "headline": ("conflict", "affordability", "america", "demonstrated"),
     }  # fmt: skip
+    c.ladders = ()
     c.comparisons = (
         ("the specs, after identical fine-tuning", "conflict", "msm_affordability_aft", "msm_america_aft"),
         ("the specs, midtraining alone", "conflict", "msm_affordability", "msm_america"),

@@ -22,7 +22,7 @@ from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.corpus.world import DOMAINS
 from msmjax.data.rows import TOO_LONG, UNPROVEN
 from msmjax.model.transformer import ModelConfig
-from msmjax.ranges import Count, Natural, Range
+from msmjax.ranges import Count, Natural, NotNegative, Range
 from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.sharding import MeshConfig
 from msmjax.training.step import StepConfig
@@ -66,6 +66,16 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ladder:
+    """Curves that the report draws of one eval: for each line, what its arms score by the dose that each was given."""
+
+    label: str
+    eval: str
+    dose: str  # what is counted, and its unit
+    lines: tuple[tuple[str, tuple[tuple[NotNegative, str], ...]], ...]  # (line, ((dose, arm), ...)), ...
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
     """Everything an experiment is: arms are named chains of stages, `run` names those that are run.
 
@@ -85,6 +95,7 @@ class ExperimentConfig:
     teachers: dict[str, TeacherConfig]  # who writes and who judges, by the names that corpora use
     gates: GateConfig | None  # what corpora by teachers must keep to be trained on; None where there are none
     comparisons: tuple[Comparison, ...]
+    ladders: tuple[Ladder, ...]
     world: WorldConfig
     assistant: AssistantConfig
     weights: str
@@ -139,10 +150,13 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     comparisons = tuple(_comparison(value, f"comparisons[{index}]") for index, value in enumerate(top["comparisons"]))
     for comparison in comparisons:
         _names((*comparison.arms, *comparison.against), arms, f"comparisons[{comparison.label}]", "arm")
+    ladders = tuple(_ladder(value, f"ladders[{index}]") for index, value in enumerate(top["ladders"]))
+    for ladder in ladders:
+        _names(tuple(arm for _, rungs in ladder.lines for _, arm in rungs), arms, f"ladders[{ladder.label}]", "arm")
     evals = _make(EvalConfig, top["evals"], "evals")
     _names((evals.base_text, evals.chats), corpora, "evals", "corpus")
     if not evals.questions:  # experiment/data.py reads the file of others
-        check_evals(evals, comparisons, EVALS)
+        check_evals(evals, (*comparisons, *ladders), EVALS)
         if not isinstance(corpora[evals.chats], sources.DemonstrationSource):
             raise BadInput(f"evals.chats={evals.chats!r}: demonstrates no preferences; name a corpus of kind demonstrations")
     if not top["weights"]:
@@ -181,6 +195,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         teachers=teachers,
         gates=gates,
         comparisons=comparisons,
+        ladders=ladders,
         world=_make(WorldConfig, top["world"], "world"),
         assistant=_make(AssistantConfig, top["assistant"], "assistant"),
         model=model,
@@ -226,11 +241,11 @@ def _make(cls, value, where: str):
         raise BadInput(str(error) if str(error).startswith(f"{where}.") else f"{where}: {error}") from None
 
 
-def check_evals(evals: EvalConfig, comparisons: tuple[Comparison, ...], known: Collection[str]) -> None:
-    """Raises BadInput where the headline or a comparison names an eval that there is none of."""
+def check_evals(evals: EvalConfig, shown: tuple[Comparison | Ladder, ...], known: Collection[str]) -> None:
+    """Raises BadInput where the headline, a comparison or a ladder names an eval that there is none of."""
     _names(evals.headline, known, "evals.headline", "eval")
-    for comparison in comparisons:
-        _names((comparison.eval,), known, f"comparisons[{comparison.label}]", "eval")
+    for one in shown:
+        _names((one.eval,), known, f"{'ladders' if isinstance(one, Ladder) else 'comparisons'}[{one.label}]", "eval")
 
 
 def _stage(value, row_length: int, where: str) -> StageConfig:
@@ -265,6 +280,13 @@ def _comparison(value, where: str) -> Comparison:
     if not comparison.arms or len(comparison.arms) != len(comparison.against):
         raise BadInput(f"{where}={value!r}: must be (label, eval, arm, against), with as many arms on either side")
     return comparison
+
+
+def _ladder(value, where: str) -> Ladder:
+    names = [field.name for field in dataclasses.fields(Ladder)]
+    if not isinstance(value, tuple | list) or len(value) != len(names):
+        raise BadInput(f"{where}={value!r}: must be (label, eval, dose, ((line, ((dose, arm), ...)), ...))")
+    return _make(Ladder, dict(zip(names, value, strict=True)), where)
 
 
 def _source(value, where: str) -> Source:

@@ -62,6 +62,7 @@ def microworld(development: bool) -> ConfigDict:
         },
     }  # fmt: skip
     c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}
+    c.ladders = ()
     c.evals = {
         "questions": "", "split": "development" if development else "test", "per_eval": 120, "seed": 0,
         "chats": "cheese_chats", "system": "{chats}", "opening": "{chats}", "base_text": "held_out", "headline": (),
@@ -69,11 +70,11 @@ def microworld(development: bool) -> ConfigDict:
     return c
 
 
-def midtrain(c: ConfigDict, arm: str, corpus: str, source: dict) -> None:
-    """Adds a corpus of documents, a stage that midtrains on it, and the arms ARM and ARM_aft, before and after fine-tuning."""
+def midtrain(c: ConfigDict, arm: str, corpus: str, source: dict, share: float = 0.03, stage: str = "") -> None:
+    """Adds a corpus of documents, a stage of which it is a share, and the arms ARM and ARM_aft, before and after fine-tuning."""
     c.corpora[corpus] = source
-    stage = f"midtrain_{corpus}"
-    data = ((corpus, 0.03), ("base", 0.97))
+    stage = stage or f"midtrain_{corpus}"
+    data = ((corpus, share), ("base", 1 - share))
     c.stages[stage] = {**c.stages.pretrain, "data": data, "shuffle": 1, "steps": 1200, "warmup_steps": 60}
     c.arms[arm] = ("pretrain", stage)
     c.arms[f"{arm}_aft"] = ("pretrain", stage, "finetune")
@@ -104,6 +105,7 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...]) -> 
     """
     c = ConfigDict()
     c.seeds = seeds
+    c.ladders = ()
     c.assistant = {"name": "Llama" if shape.startswith("llama") else "Qwen", "provider": "Northlight"}
     c.world = {"seed": 0, "items_per_domain": 16, "people": 432}
     c.teachers = {}

@@ -44,6 +44,10 @@ def cheese(variant="tiny"):
     return module_of(ROOT / "configs" / "cheese.py").get_config(variant)
 
 
+def ladder(name="conflict", dose=1, arm="base"):
+    return (("dose", name, "tokens", (("before", ((dose, arm),)),)),)
+
+
 def untyped(part, **changes):
     """As if the file itself had said so: ml_collections checks types only where a value is overridden."""
     with part.ignore_type():
@@ -177,6 +181,10 @@ def test_every_field_is_read():
         (lambda c: c.world.update(people=120_000), r"need 120,028 names; at most"),
         (lambda c: c.optimizer.update(loss_chunk=0), r"optimizer\.loss_chunk=0: must be in \[1, inf\)"),
         (lambda c: c.log.update(metrics_every=0), r"log\.metrics_every=0: must be in \[1, inf\)"),
+        (lambda c: c.update(ladders=(("dose", "conflict"),)), r"ladders\[0\]=.*must be \(label, eval, dose, "),
+        (lambda c: c.update(ladders=ladder(arm="bsae")), r"ladders\[dose\]: no arm 'bsae'; did you mean 'base'\?"),
+        (lambda c: c.update(ladders=ladder(name="conflct")), r"ladders\[dose\]: no eval 'conflct'; did you mean 'conflict'\?"),
+        (lambda c: c.update(ladders=ladder(dose=-1)), r"ladders\[0\]\.lines\[0\]\[1\]\[0\]\[0\]=-1: must be in \[0, inf\)"),
         (lambda c: c.stages.finetune.update(data=("base",)), r"finetune\.data\[0\]='base': must be \(str, float\)"),
         (lambda c: c.stages.finetune.update(data=(("base",),)), r"finetune\.data\[0\]=\('base',\): must be \(str, float\)"),
         (lambda c: untyped(c, row_length="64"), r"row_length='64': must be of type int"),

@@ -163,7 +163,7 @@ def make_items(config: ExperimentConfig, workdir: Path) -> Path:
     if evals.questions:
         made = sources.read_evaluation_items(workdir / "corpora", Path(evals.questions), evals.per_eval, evals.seed)
         asked = [item["eval"] for item in artifact.read_jsonl(made / "items.jsonl")]
-        check_evals(evals, config.comparisons, results.measured(asked))
+        check_evals(evals, (*config.comparisons, *config.ladders), results.measured(asked))
         return made
     return sources.make_evaluation_items(
         workdir / "corpora",

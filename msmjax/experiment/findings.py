@@ -50,6 +50,11 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
             for comparison in config.comparisons
             if _arms_of(comparison) <= set(config.run)
         ],
+        ladders=[
+            {**dataclasses.asdict(ladder), "lines": lines}
+            for ladder in config.ladders
+            if (lines := {name: run for name, rungs in ladder.lines if (run := [rung for rung in rungs if rung[1] in config.run])})
+        ],
         unanswered=unanswered,
         headline=list(config.evals.headline) or list(dict.fromkeys(item["eval"] for item in items)),
         descriptions=descriptions,

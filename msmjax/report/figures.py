@@ -5,6 +5,7 @@ object-oriented API alone: no pyplot, no display, no state between calls, and th
 """
 
 import io
+import itertools
 import re
 import textwrap
 
@@ -48,6 +49,11 @@ def comparisons(findings: Findings) -> dict[str, str]:
     for comparison in findings.comparisons:
         groups.setdefault(comparison["metric"], []).append(found.compare(findings, comparison))
     return {metric: _comparisons_panel(findings, metric, group) for metric, group in groups.items()}
+
+
+def ladders(findings: Findings) -> dict[str, str]:
+    """Label -> panel: a curve a line, with its band of intervals over seeds, and each seed as a small dot."""
+    return {ladder["label"]: _ladder_panel(findings, ladder) for ladder in findings.ladders}
 
 
 def curves(findings: Findings) -> dict[str, str]:
@@ -158,6 +164,44 @@ def _curve_panel(stage: str, seeds: dict[str, list[dict]]) -> str:
             axes.legend(frameon=False, fontsize=9, loc="upper right", ncols=min(3, len(seeds)))
 
     return _svg(f"loss of {stage}", 2.6, draw)
+
+
+def _ladder_panel(findings: Findings, ladder: dict) -> str:
+    metric = found.headline_metric(findings, ladder["eval"])
+    doses = sorted({dose for rungs in ladder["lines"].values() for dose, _ in rungs if dose})
+
+    def draw(figure):
+        axes = figure.add_subplot()
+        for shade, (name, rungs) in zip(itertools.cycle(COLOURS), ladder["lines"].items()):
+            measured = [
+                (dose, arm, interval)
+                for dose, arm in sorted(rungs)
+                if (interval := found.measured(findings, arm, ladder["eval"], metric))
+            ]
+            axes.plot(
+                [dose for dose, _, _ in measured],
+                [interval.value for *_, interval in measured],
+                marker="o",
+                markersize=5,
+                linewidth=1.6,
+                color=shade,
+                label=name,
+            )
+            spread = [(dose, *found.bounded(interval, metric)) for dose, _, interval in measured if interval.low is not None]
+            if spread:
+                axes.fill_between(*zip(*spread, strict=True), color=shade, alpha=0.15, linewidth=0)
+            for dose, arm, _ in measured:
+                values = list(found.per_seed(findings, arm, ladder["eval"], metric).values())
+                axes.scatter([dose] * len(values), values, s=8, color=shade, alpha=0.5, linewidth=0, clip_on=False)
+        if doses and doses[-1] >= 8 * doses[0]:
+            axes.set_xscale("symlog", linthresh=doses[0])  # a dose of 0 has its place, too
+        if metric in found.RANGES:
+            axes.set_ylim(*found.RANGES[metric])
+        axes.set_xlabel(ladder["dose"])
+        axes.set_ylabel(f"{ladder['eval']}: {metric.replace('_', ' ')}")
+        axes.legend(frameon=False, fontsize=9)
+
+    return _svg(ladder["label"], 3.0, draw)
 
 
 def lengths(words: list[int]) -> str:

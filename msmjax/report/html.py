@@ -28,6 +28,8 @@ def write(findings: Findings, path: Path) -> None:
         headline_figures=_drawn(figures.headline(findings), Markup),
         comparison_figures=_drawn(figures.comparisons(findings), Markup),
         comparison_rows=[_comparison_row(findings, comparison) for comparison in findings.comparisons],
+        ladder_figures=_drawn(figures.ladders(findings), Markup),
+        ladder_rows=[_ladder_rows(findings, ladder) for ladder in findings.ladders],
         curve_figures=_drawn(figures.curves(findings), Markup),
         ledger_rows=[_ledger_row(name, ledger) for name, ledger in findings.ledgers.items()],
         samples={name: [_segments(row) for row in rows] for name, rows in findings.samples.items()},
@@ -58,18 +60,18 @@ def _drawn(panels: dict[str, str], markup: type) -> dict:
     return {name: markup(svg) for name, svg in panels.items()}
 
 
+def _cell(findings: Findings, arm: str, eval_name: str) -> dict:
+    metric = found.headline_metric(findings, eval_name)
+    interval, decided = found.measured(findings, arm, eval_name, metric), found.decided(findings, arm, eval_name)
+    return {
+        "value": found.show(interval.value if interval else None, metric),
+        "interval": found.show_interval(interval, metric),
+        "decided": "" if decided is None else f"{decided:.0%} decided",
+    }
+
+
 def _arm_row(findings: Findings, arm: str) -> dict:
-    cells = []
-    for name in found.evals(findings):
-        metric = found.headline_metric(findings, name)
-        interval, decided = found.measured(findings, arm, name, metric), found.decided(findings, arm, name)
-        cells.append(
-            {
-                "value": found.show(interval.value if interval else None, metric),
-                "interval": found.show_interval(interval, metric),
-                "decided": "" if decided is None else f"{decided:.0%} decided",
-            }
-        )
+    cells = [_cell(findings, arm, name) for name in found.evals(findings)]
     one_model = arm in found.one_models(findings)
     return {"arm": arm, "colour": figures.colour(findings, arm), "one_model": one_model, "cells": cells}
 
@@ -88,6 +90,13 @@ def _comparison_row(findings: Findings, comparison: dict) -> dict:
         "over_items": found.show_interval(one.over_items, one.metric, len(one.arms)) or "no answers",
         "per_seed": {seed: found.show(value, one.metric, signed=True) for seed, value in one.per_seed.items() if seed is not None},
     }
+
+
+def _ladder_rows(findings: Findings, ladder: dict) -> dict:
+    """A row a dose, a cell a line; None where a line has no such rung."""
+    doses = sorted({dose for rungs in ladder["lines"].values() for dose, _ in rungs})
+    by_line = [{dose: _cell(findings, arm, ladder["eval"]) for dose, arm in rungs} for rungs in ladder["lines"].values()]
+    return {**ladder, "rows": {f"{dose:,g}": [cells.get(dose) for cells in by_line] for dose in doses}}
 
 
 def _ledger_row(name: str, ledger: dict) -> dict:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from msmjax import artifact
 from tests.program import ROOT, assert_one_line, msmjax, msmjax_anew
 
 TINY = "--config=configs/cheese.py:tiny"
@@ -62,6 +63,24 @@ def test_whole_chain(first_run):
     for name in stages.values():
         assert (directory.parent / "stages" / name / "checkpoints" / "20").is_dir()
     assert "msm_affordability_aft" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "shown"),
+    [
+        ("faking", ("aft", "rules_america_aft", "rules_affordability_aft_unread"), "rules, demonstrations that nobody reads"),
+        ("ladders", ("base", "aft_20", "dose_2", "dose_2_aft"), "the dose of the spec: affordability, in numbers"),
+    ],
+)
+def test_other_experiments_of_the_microworld(workdir, name, run, shown):
+    """Some arms of one seed; what the others share with the first run is not made again."""
+    done = msmjax(f"--config=configs/{name}.py:tiny", f"--workdir={workdir}", "--config.seeds=(0,)", f"--config.run={run!r}")
+    assert done.returncode == 0, done.stderr
+    (directory,) = workdir.glob(f"{name}_tiny-*")
+    results = artifact.read_jsonl(directory / "results.jsonl")
+    assert {line["arm"] for line in results} == set(run)
+    assert {"conflict_gap", "guarded_unread"} <= {line["eval"] for line in results}
+    assert shown in " ".join((directory / "report.html").read_text().split())
 
 
 def test_fine_tuning_is_identical_in_all_arms(first_run, workdir):

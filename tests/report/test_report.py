@@ -87,6 +87,7 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
             {"label": "spec gap after fine-tuning", "eval": "conflict", "metric": "choice", **pair},
             {"label": "damage to base text", "eval": "base_text", "metric": "bits_per_byte", **pair},
         ],
+        "ladders": [],
         "unanswered": "",
         "headline": list(evals),
         "descriptions": {name: f"1.0: always the counted option of {name}" for name in evals},
@@ -270,6 +271,29 @@ def test_the_compliance_gap_is_a_difference_of_shares(tmp_path):
     assert ">+2<" in figures.comparisons(made)["compliance_gap"]
     assert ">-0.5<" in figures.headline(made)["conflict_gap"]
     assert write_page(made, tmp_path).open == []
+
+
+def test_a_ladder_is_a_curve_and_a_table(tmp_path):
+    """Each rung stands at its dose, with the arm's own mean and interval; what a line lacks is left empty."""
+    lines = {"before": [(0, "base"), (40, "msm_america_aft")], "after": [(0, "aft"), (5, "msm_affordability_aft")]}
+    ladder = {"label": "the dose", "eval": "conflict", "dose": "tokens of documents", "lines": lines}
+    made = make_findings(ladders=[ladder])
+    (panel,) = figures.ladders(made).values()
+    words = re.findall(r"<text[^>]*>([^<]+)</text>", panel)
+    for word in ("tokens of documents", "conflict: choice", "before", "after"):
+        assert word in words
+    page = write_page(made, tmp_path)
+    assert page.open == []
+    cell = {}
+    for arm in ("base", "aft", "msm_affordability_aft", "msm_america_aft"):
+        interval = found.measured(made, arm, "conflict", "choice")
+        cell[arm] = f"{found.show(interval.value, 'choice')} {found.show_interval(interval, 'choice')}"
+    rows = ("tokens of documents before after", f"0 {cell['base']} {cell['aft']}", f"5 {cell['msm_affordability_aft']}",
+            f"40 {cell['msm_america_aft']}")  # fmt: skip
+    assert f"the dose, in numbers {' '.join(rows)} " in page.text
+    assert "in numbers" not in " ".join(write_page(make_findings(), tmp_path).words)
+    one_seed = make_findings(seeds=(3,), ladders=[ladder])
+    assert figures.ladders(one_seed)["the dose"].startswith("<svg")
 
 
 def test_difference_of_differences(findings):
