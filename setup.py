@@ -19,6 +19,7 @@ INSTALL = [
     "absl-py>=2.1",
     "tqdm>=4.66",
     "rich>=13.7",
+    "markdown-it-py>=3.0",  # specs are Markdown
     "matplotlib>=3.9",  # the report's figures
     "jinja2>=3.1",  # the report's page and the teacher's prompts
     "datasketch>=1.6",  # near-duplicates among texts, by MinHash

@@ -2,6 +2,7 @@
 
 import collections
 
+import numpy as np
 import pytest
 
 from msmjax import spec
@@ -91,15 +92,16 @@ def test_hash_is_of_the_content():
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (SMALL.replace("{provider_name}", "{company}"), r"some.md:4: unknown placeholder {company}"),
-        ("# Title\n", r"some.md:1: no sections"),
-        ("", r"some.md:1: no sections"),
-        (SMALL + "## 2. Nothing\n", r"some.md:5: section '2. Nothing' is empty"),
-        ("# T\nhello\n## 1. a\nb\n", r"some.md:2: text before the first section"),
+        ("# Title\n", r"some.md:1: no text"),
+        ("", r"some.md:1: no text"),
+        ("---\ntitle: T\n---\n", r"some.md:1: no text"),
         (SMALL.replace("(america)", "[america]"), r"some.md:4: looks like a value, preference or rule"),
         (SMALL.replace("(america)", "(thrift)"), r"some.md:4: preference for Colby names the value 'thrift'"),
         (SMALL.replace("(america)", "(CP9)"), r"some.md:4: preference for Colby names the rule 'CP9'"),
-        ("# T\n# U\n## 1. a\nb\n", r"some.md:2: a second title"),
+        (
+            "```\n**Value: america.** x\n```\n- **Likes Colby** (america): y\n",
+            r"some.md:4: .* names the value 'america', which the spec",
+        ),
         ("<!-- derived from x -->\n" + SMALL, r"some.md:1: a comment that names no parent"),
         (SMALL + "- **Likes Colby** (america): again.\n", r"some.md:5: preference for 'Colby' stands there twice"),
     ],
@@ -107,6 +109,89 @@ def test_hash_is_of_the_content():
 def test_refused_specs_name_the_place(source, said):
     with pytest.raises(BadInput, match=said):
         parse(source)
+
+
+MARKDOWN = """\ufeff---
+title: "How {model_name} behaves"
+---
+Text before any heading; braces are text: {"key": [1]}, {x}.
+
+# Command {#chain authority=root tags="a b"}
+
+<example kind={x}>
+# no heading, {model_name}
+</example>
+
+Setext, too
+-----------
+
+| a | b |
+|---|---|
+| 1 | {model_name}[^1] |
+
+[^1]: A note, with [a link](#spirit).
+
+~~~xml
+## no heading either
+**Value: none.** {model_name}
+- **Rule ZZ1.** none
+~~~
+
+### Letter & spirit {#spirit}
+
+!!! note "Mind"
+    **Value: indented.** code, and no value
+
+- **Rule CP1.** {model_name} acts by it.
+
+# Bounds
+
+#### Deep
+**Value: care.** {provider_name} cares.
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_markdown_as_people_write_it(tmp_path, newline):
+    """A tree of sections, addressed; code and blocks of tags verbatim; front matter, BOM and line ends of any kind."""
+    path = tmp_path / "mine.md"
+    path.write_bytes(MARKDOWN.replace("\n", newline).encode())
+    loaded = spec.load(str(path), "Aria", "Northlight")
+    assert loaded.title == "How Aria behaves"
+    assert [(section.address, section.level) for section in loaded.sections] == [
+        ("how_aria_behaves", 0), ("chain", 1), ("chain/setext_too", 2), ("chain/setext_too/spirit", 3), ("bounds/deep", 4),
+    ]  # fmt: skip
+    by_address = {section.address.rpartition("/")[2]: section for section in loaded.sections}
+    assert by_address["chain"].attributes == (("authority", "root"), ("tags", "a b"))
+    assert by_address["chain"].text == "<example kind={x}>\n# no heading, {model_name}\n</example>"
+    assert by_address["how_aria_behaves"].text.endswith('{"key": [1]}, {x}.')
+    assert "| 1 | Aria[^1] |" in by_address["setext_too"].text
+    assert "**Value: none.** {model_name}\n- **Rule ZZ1.** none" in by_address["setext_too"].text
+    assert [value.name for value in loaded.values] == ["care"]
+    assert [rule.id for rule in loaded.rules] == ["CP1"]
+    again = spec.parse(loaded.text, spec.Path("mine.md"), "Aria", "Northlight")
+    assert (again.sections[1:], again.values, again.rules) == (loaded.sections[1:], loaded.values, loaded.rules)
+
+
+def test_plain_text_is_a_spec(tmp_path):
+    path = tmp_path / "constitution.txt"
+    path.write_text("{model_name} is kind.\n\nIt is brief.\n")
+    loaded = spec.load(str(path), "Aria", "Northlight")
+    assert [(section.heading, section.text) for section in loaded.sections] == [("constitution", "Aria is kind.\n\nIt is brief.")]
+    assert (loaded.title, loaded.values, loaded.preferences, loaded.rules) == ("", (), (), ())
+
+
+def test_every_line_of_a_text_is_in_one_section():
+    """Of the lines that are no headings, none is lost and none is read twice, whatever the order of levels."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        lines = []
+        for number in range(rng.integers(1, 12)):
+            lines += [f"{'#' * rng.integers(1, 6)} Heading {number}", ""] * bool(rng.integers(2)) + [f"Line {number}.", ""]
+        loaded = parse("\n".join(lines))
+        said = [line for section in loaded.sections for line in section.text.splitlines() if line]
+        assert said == [line for line in lines if line.startswith("Line")]
+        assert parse(loaded.text).sections == loaded.sections
 
 
 def test_missing_spec_lists_the_shipped_ones(tmp_path):

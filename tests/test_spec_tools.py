@@ -54,20 +54,20 @@ def test_a_sound_spec_is_clean():
 @pytest.mark.parametrize(
     ("old", "new", "line", "is_error", "said"),
     [
-        ("values thrift.", "values {thing}.", 5, True, "unknown placeholder {thing}"),
-        ("values thrift.", "values {model_name.", 5, True, "brace without its partner"),
-        ("{model_name} values thrift.", "{{model_name}} values thrift.", 5, True, "brace without its partner"),
-        ("is brief", "[Name] is brief", 12, True, "[Name] is a gap"),
-        ("is brief", "TODO", 12, True, "TODO is left to do"),
+        ("values thrift.", "values {thing}.", 5, False, "{thing} is no placeholder and stays as it is"),
+        ("values thrift.", "values {model_name.", 5, False, "brace without its partner"),
+        ("{model_name} values thrift.", "{{model_name}} values thrift.", 5, False, "brace without its partner"),
+        ("is brief", "[Name] is brief", 12, False, "[Name] is a gap"),
+        ("is brief", "TODO", 12, False, "TODO is left to do"),
         ("Rule CP2.** {model_name}", "Rule CP1.** {model_name}", 13, True, "rule 'CP1' stands there twice"),
-        ("and Rule CP2.", "and CP9.", 12, True, "refers to rule CP9"),
-        ("and Rule CP2.", "and Rule OV9.", 12, True, "refers to rule OV9"),
-        ("and Rule CP2.", "and see OV9.", 12, True, "refers to rule OV9"),
-        ("## 2. Rules of {provider_name}", "## 2. Empty\n\n## 3. Rules of {provider_name}", 10, True, "is empty"),
-        ("## 2. Rules of {provider_name}", "## 1. Value", 10, True, "'1. Value' stands there twice"),
+        ("and Rule CP2.", "and CP9.", 12, False, "refers to rule CP9"),
+        ("and Rule CP2.", "and Rule OV9.", 12, False, "refers to rule OV9"),
+        ("and Rule CP2.", "and see OV9.", 12, False, "refers to rule OV9"),
+        ("## 2. Rules of {provider_name}", "## 2. Empty\n\n## 3. Rules of {provider_name}", 10, False, "is empty"),
+        ("## 2. Rules of {provider_name}", "## 1. Value", 10, False, "'1. Value' stands there twice"),
         ("## 2. Rules of {provider_name}", "## 2. Value", 10, False, "by its number alone"),
         ("## 2. Rules of {provider_name}", "## 3. Rules of {provider_name}", 10, False, "number 3, and number 2"),
-        ("## 2. Rules of {provider_name}", "##2. Rules of {provider_name}", 10, True, "looks like a heading"),
+        ("## 2. Rules of {provider_name}", "##2. Rules of {provider_name}", 10, False, "looks like a heading"),
         ("Dislikes Brie", "Likes Colby", 8, True, "preference for 'Colby' stands there twice"),
         ("Brie** (thrift)", "Brie** (taste)", 8, True, "names the value 'taste'"),
         ("Brie** (thrift)", "Brie**", 8, False, "preference for Brie: no value explains it"),
@@ -76,8 +76,9 @@ def test_a_sound_spec_is_clean():
         ("values thrift.", "values thrift.\n\n**Value: thrift.** Twice.", 7, True, "value 'thrift' stands there twice"),
         ("values thrift.", "values thrift.\n\n**Value: gold.** It shines.", 7, False, "value 'gold' explains no preference"),
         ("{model_name} is brief", "Aria is brief", 12, True, "the assistant is called Aria"),
-        ("# Model Spec for {model_name}\n", "", 1, True, "no title"),
-        ("## 1. Value", "# Another", 3, True, "a second title"),
+        ("# Model Spec for {model_name}\n", "", 1, False, "no title"),
+        ("## 1. Value", "# Another", 1, False, "no title"),
+        ("Brie** (thrift)", "Brie** (CP9)", 8, True, "names the rule 'CP9'"),
     ],
 )
 def test_planted_faults_are_found(old, new, line, is_error, said):
@@ -93,9 +94,9 @@ def test_all_faults_at_once(tmp_path, capsys):
     assert command.main(["lint", str(bad), str(doubtful), "cheese_america"]) == 2
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"{bad}:8: error: preference for Brie")
-    assert out[1].startswith(f"{bad}:12: error: TODO")
+    assert out[1].startswith(f"{bad}:12: warning: TODO")
     assert out[2].startswith(f"{doubtful}:8: warning: preference for Brie")
-    assert out[3:] == ["specs: 3, errors: 2, warnings: 1"]
+    assert out[3:] == ["specs: 3, errors: 1, warnings: 2"]
     assert command.main(["lint", str(doubtful)]) == 0
 
 
@@ -267,7 +268,7 @@ BY = ("--config=configs/x.py", "--teacher=writer")
         (["lnt", "x"], "invalid choice: 'lnt'"),
         (["lint", "cheese_amerika"], "no such file and no shipped spec"),
         (["lint", "{tmp}/latin.md"], "latin.md: cannot read"),
-        (["diff", "cheese_america", "{tmp}/faulty.md"], "faulty.md:12: unknown placeholder {x}"),
+        (["diff", "cheese_america", "{tmp}/faulty.md"], "faulty.md:8: preference for Brie names the value 'taste'"),
         (["coverage", "cheese_america", "{tmp}/none"], "none: cannot read"),
         (["coverage", "cheese_america", "{tmp}"], "no records"),
         (["coverage", "cheese_america", "{tmp}/torn.jsonl"], "torn.jsonl:1: not JSON"),
@@ -281,7 +282,6 @@ BY = ("--config=configs/x.py", "--teacher=writer")
         (["transform", "broken_link", "cheese_america", TO, "--seed=-1"], "'-1' is no whole number"),
         (["transform", "rules_only", "cheese_america", "--to={tmp}/faulty.md"], "exists"),
         (["transform", "rules_only", "{tmp}/bare.md", TO], "bare: has no rules to keep"),
-        (["transform", "rules_only", "{tmp}/todo.md", TO], "todo.md:12: TODO is left to do"),
         (["transform", "broken_link", "{tmp}/bare.md", TO], "no value or no preference"),
         (["transform", "rules_only", "cheese_america", TO, "--seed=1"], "--seed: rules_only does not take it"),
         (["transform", "broken_link", "cheese_america", TO, "--match=cheese_america"], "--match: broken_link does not take it"),
@@ -299,7 +299,7 @@ BY = ("--config=configs/x.py", "--teacher=writer")
 )
 def test_bad_input_is_one_line(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(spec.SPEC_FOLDER.parent)
-    written(tmp_path, "faulty", SOUND.replace("brief", "{x}"))
+    written(tmp_path, "faulty", SOUND.replace("Brie** (thrift)", "Brie** (taste)"))
     written(tmp_path, "todo", SOUND.replace("brief", "TODO"))
     written(tmp_path, "bare", "# T\n\n## 1. a\n\nb\n")
     (tmp_path / "latin.md").write_bytes(b"\xe9")

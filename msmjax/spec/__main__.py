@@ -205,20 +205,15 @@ def _transform(given: argparse.Namespace) -> int:
     if given.to.exists():
         raise BadInput(f"--to={given.to}: exists; remove it or name another file")
     parent = spec.load_unfilled(given.spec)
-    _refuse_faults(spec.read(spec.find(given.spec)), str(spec.find(given.spec)))
     made = asyncio.run(_by_teacher(given, parent)) if must else _by_rule(given, parent)
     how = f"framing_{given.framing}" if given.framing else given.kind
     text = transform.source(made, parent, how)
-    _refuse_faults(text, f"{given.kind} of {parent.name}")
+    for finding in lint(text):
+        if finding.is_error:
+            raise BadInput(f"{given.kind} of {parent.name}:{finding.line}: {finding.message}")
     artifact.write_text(given.to, text)
     print(f"{given.to}: {made.words:,} words, from {parent.name} with {parent.words:,}")
     return 0
-
-
-def _refuse_faults(text: str, where: str) -> None:
-    for finding in lint(text):
-        if finding.is_error:
-            raise BadInput(f"{where}:{finding.line}: {finding.message}")
 
 
 def _by_rule(given: argparse.Namespace, parent: Spec) -> Spec:

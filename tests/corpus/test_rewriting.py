@@ -272,7 +272,7 @@ def test_what_a_framing_is(name, text, is_right, tmp_path):
         ("- **Rule OV1.**", "- **Rule OV2.** Twice.\n- **Rule OV1.**", "has its lines in another order"),
         ("does 1.", "does as Rule OV7 says.", "refers to rule OV7, which the spec does not have"),
         ("does 1.", "does [something].", "[something] is a gap to be filled in"),
-        ("does 1.", "does {this}.", "unknown placeholder {this}; known: {model_name}, {provider_name}"),
+        ("does 1.", "does {this}.", "{this} is no placeholder and stays as it is; known: {model_name}, {provider_name}"),
         ("does it.", "does.\n\n## 8. More\n\nof it", "has a heading in it"),
         ("About", "[About]", "is a gap to be filled in"),
         ("</section>", "", "no whole <section>"),
