@@ -100,6 +100,15 @@ def test_all_faults_at_once(tmp_path, capsys):
     assert command.main(["lint", str(doubtful)]) == 0
 
 
+def test_a_tree_of_sections_stays_one():
+    """With its addresses and what stands in braces; only what is no tree is numbered."""
+    tree = "# A\n\n## B {#b key=x}\n\n- **Rule CP1.** Be brief.\n\n# C\n\nNothing.\n"
+    made = transform.rules_only(unfilled(tree))
+    assert [section.address for section in made.sections] == ["what_this_document_is", "a/b"]
+    assert made.sections[1].attributes == (("key", "x"),)
+    assert [section.address for section in transform.opposed(unfilled(tree)).sections] == ["a/b", "c"]
+
+
 def test_diff():
     one = unfilled(SOUND)
     assert diff(one, one) == []

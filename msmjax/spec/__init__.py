@@ -140,8 +140,10 @@ class Spec:
     @property
     def text(self) -> str:
         """The spec as Markdown, placeholders filled."""
-        parts = [f"# {self.title}"] if self.title else []
-        above: tuple[Heading, ...] = (Heading(self.title, 1),)
+        tops = [heading for s in self.sections for heading in (*s.parents, s.whole_heading) if heading.level == 1]
+        as_title = f"---\ntitle: {self.title}\n---" if tops else f"# {self.title}"
+        parts = [as_title] if self.title else []
+        above: tuple[Heading, ...] = ()
         for section in self.sections:
             chain = (*section.parents, *([section.whole_heading] if section.level else []))
             shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(above, chain, strict=False))
@@ -238,7 +240,7 @@ def scan(source: str, model_name: str, provider_name: str) -> Draft:
         draft.parent, lines[0] = match["hash"], ""
     elif lines[0].startswith("<!-- derived from"):
         draft.errors.append((1, "a comment that names no parent; see docs/specs.md for its form, or remove it"))
-    draft.title = filled(_take_front_matter(lines))
+    draft.title = filled(_take_front_matter(lines, 1 if draft.parent else 0))
 
     tokens = MarkdownIt("commonmark").enable("table").parse("\n".join(lines))
     verbatim = {at for token in tokens if token.type in _VERBATIM for at in range(*token.map)}
@@ -275,12 +277,12 @@ def scan(source: str, model_name: str, provider_name: str) -> Draft:
     return draft
 
 
-def _take_front_matter(lines: list[str]) -> str:
-    """Empties the lines of YAML front matter and returns its `title`; "" where there is none."""
-    title, closing = "", [line.rstrip() for line in lines[1:]]
-    if lines[0].rstrip() != "---" or "---" not in closing:
+def _take_front_matter(lines: list[str], start: int) -> str:
+    """Empties the lines of YAML front matter from `start` on and returns its `title`; "" where there is none."""
+    title, marks = "", [at for at, line in enumerate(lines) if line.rstrip() == "---"]
+    if marks[:1] != [start] or len(marks) == 1:
         return title
-    for at in range(closing.index("---") + 2):
+    for at in range(start, marks[1] + 1):
         if match := re.match(r"title:\s*(.+)", lines[at]):
             title = match[1].strip().strip("\"'")
         lines[at] = ""

@@ -19,9 +19,13 @@ AGAINST = "against_"  # begins the name of a value that is the opposite of anoth
 
 
 def derive(parent: Spec, name: str, title: str, sections: Iterable[Section]) -> Spec:
-    """The spec that these sections are, numbered from 1, as a child of `parent`. Raises BadInput where they do not parse."""
-    numbered = [Section(f"{i}. {unnumbered(section.heading)}", section.text) for i, section in enumerate(sections, 1)]
-    text = dataclasses.replace(parent, title=title, sections=tuple(numbered)).text
+    """The spec that these sections are, as a child of `parent`; numbered from 1 where they are no tree. Raises BadInput where they
+    do not parse."""
+    sections = list(sections)
+    if all((section.level, section.parents) == (2, ()) for section in sections):
+        headings = [f"{i}. {unnumbered(section.heading)}" for i, section in enumerate(sections, 1)]
+        sections = [dataclasses.replace(section, heading=heading) for section, heading in zip(sections, headings, strict=True)]
+    text = dataclasses.replace(parent, title=title, sections=tuple(sections)).text
     return dataclasses.replace(parse(text, Path(f"{name}.md"), parent.model_name, parent.provider_name), parent=parent.hash)
 
 
@@ -40,7 +44,7 @@ def rules_only(spec: Spec) -> Spec:
     if not spec.rules:
         raise BadInput(f"spec {spec.name}: has no rules to keep; see docs/specs.md for how one is written")
     lines = {rule.line for rule in spec.rules}
-    kept = [Section(s.heading, "\n".join(line for line in s.text.splitlines() if line in lines)) for s in spec.sections]
+    kept = [_with_text(s, "\n".join(line for line in s.text.splitlines() if line in lines)) for s in spec.sections]
     first = Section(FIRST, f"{_whose(spec)} Its rules apply to everything that {spec.model_name} says and does.")
     title = f"Model Spec for {spec.model_name}: rules"  # the spec's own may name a value
     return derive(spec, f"{spec.name}_rules_only", title, [first, *(section for section in kept if section.text)])
@@ -78,7 +82,7 @@ def opposed(spec: Spec) -> Spec:
 
     Applied twice it gives the values and preferences it was given.
     """
-    sections = [Section(section.heading, "\n".join(map(_opposed_line, section.text.splitlines()))) for section in spec.sections]
+    sections = [_with_text(section, "\n".join(map(_opposed_line, section.text.splitlines()))) for section in spec.sections]
     return derive(spec, f"{spec.name}_anti_spec", spec.title, sections)
 
 
@@ -92,6 +96,10 @@ def _opposed_line(line: str) -> str:
 
 def _opposite(value: str) -> str:
     return value.removeprefix(AGAINST) if value.startswith(AGAINST) else AGAINST + value
+
+
+def _with_text(section: Section, text: str) -> Section:
+    return dataclasses.replace(section, text=text)
 
 
 def _whose(spec: Spec) -> str:
