@@ -2,11 +2,14 @@
 
 import collections
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies
 
 from msmjax import spec
 from msmjax.artifact import BadInput
+from msmjax.spec.lint import lint
 from msmjax.spec.transform import break_link
 
 CHEESES = ("cheese_affordability", "cheese_america")
@@ -192,6 +195,65 @@ def test_every_line_of_a_text_is_in_one_section():
         said = [line for section in loaded.sections for line in section.text.splitlines() if line]
         assert said == [line for line in lines if line.startswith("Line")]
         assert parse(loaded.text).sections == loaded.sections
+
+
+PARTS = (
+    *(
+        "# ",
+        "## ",
+        "###### ",
+        "T",
+        "{#id}",
+        "{#a b=c}",
+        "{model_name}",
+        "{",
+        "}",
+        "\n",
+        "\n\n",
+        "---",
+        "===",
+        "```",
+        "~~~xml",
+        "<x>",
+        "</x>",
+    ),
+    *(
+        "<!--",
+        "-->",
+        "<!-- derived from x (hash 0123456789ab) by y -->",
+        "**Value: a.** b",
+        "- **Likes C** (a): d",
+        "- **Rule A1.** e",
+    ),
+    *(
+        "- **Dislikes C**: f",
+        "title: g",
+        "    ",
+        "\t",
+        "> ",
+        "- ",
+        "1. ",
+        "| a | b |",
+        "|---|---|",
+        "[^1]: ",
+        "\r\n",
+        "\u2028",
+        "\x0c",
+        "\x00",
+    ),
+)
+
+
+@hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
+@hypothesis.given(strategies.lists(strategies.sampled_from(PARTS), max_size=40).map("".join))
+def test_any_text_is_a_spec_or_is_refused_in_one_line(text):
+    """10,000 such texts were tried once; these are 300 of them."""
+    if errors := [finding for finding in lint(text) if finding.is_error]:
+        with pytest.raises(BadInput, match=r"\Asome\.md:\d+: [^\n]+\Z"):
+            parse(text)
+        assert all("\n" not in error.message for error in errors)
+    else:
+        assert parse(text).sections
 
 
 def test_missing_spec_lists_the_shipped_ones(tmp_path):

@@ -271,7 +271,7 @@ def scan(source: str, model_name: str, provider_name: str) -> Draft:
         if heading == Heading(draft.title, 1):
             heading = Heading("", 0)
         above = tuple(one for one in above if one.level < heading.level)
-        if text := "\n".join(line.rstrip() for line in lines[ends.get(start, start) : end]).strip():
+        if text := "\n".join(line.rstrip() for line in lines[ends.get(start, start) : end]).strip("\n"):
             draft.sections.append((start + 1, Section(heading.text, text, heading.level, heading.id, heading.attributes, above)))
         above += (heading,) if heading.level else ()
     return draft
