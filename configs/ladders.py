@@ -1,12 +1,12 @@
-"""How much of a spec does it take, and how much fine-tuning does it save? Doses, in curves.
+"""How much of a spec, how much fine-tuning, how much replay, and how long does it last? Doses, in curves.
 
-`dose`: eight rungs of documents on the affordability spec, each a part of the next, before and after the same fine-tuning: what
-does AFT add where midtraining leaves room (arXiv 2605.02087, figure 2)? `tokens`: seven rungs of fine-tuning chats, each a part of
-the next, with and without midtraining before (section 4.2): how many does AFT alone need to come as far?
+`dose`: documents on the affordability spec, each rung a part of the next, before and after the same fine-tuning: what does AFT add
+where midtraining leaves room (arXiv 2605.02087, figure 2)? `tokens`: fine-tuning chats, each rung a part of the next, with and
+without midtraining before (section 4.2): how many does AFT alone need to come as far? `replay`: the same documents among more or
+less base text: what is installed, and what is damaged? `later`: base text after all of it: what is left?
 
-    python -m msmjax.main --config=configs/ladders.py:dose      # three seeds
-    python -m msmjax.main --config=configs/ladders.py:tokens
-    python -m msmjax.main --config=configs/ladders.py:tiny      # both, every part in a minute; nothing to conclude from
+    python -m msmjax.main --config=configs/ladders.py:dose      # three seeds; or tokens, replay, later
+    python -m msmjax.main --config=configs/ladders.py:tiny      # all of them, two rungs each; nothing to conclude from
 
 Base models are those of configs/cheese.py: whichever runs first trains them.
 """
@@ -15,30 +15,8 @@ from ml_collections import ConfigDict
 
 from msmjax import recipe
 
-VARIANTS = ("dose", "tokens", "tiny")
-SHARES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06)  # of the tokens of midtraining
-STEPS = (20, 40, 80, 160, 320, 640, 1280)  # of fine-tuning
-CHATS = 0.1  # share of the tokens of fine-tuning
 SPEC = {"kind": "spec", "spec": "cheese_affordability", "break_link": False, "records": 1500, "seed": 0}
-
-
-def get_config(variant: str = "dose") -> ConfigDict:
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/ladders.py:{variant}: unknown variant; one of {', '.join(VARIANTS)}")
-    c = recipe.microworld(development=False)
-    c.name = "ladders" if variant == "tiny" else f"ladders_{variant}"
-    c.question = "What does fine-tuning add where midtraining leaves room?"
-    c.evals.headline = ("affordability", "conflict", "demonstrated", "competence")
-    c.comparisons, c.ladders = (), ()
-    tiny = variant == "tiny"
-    if variant != "dose":
-        _tokens(c, STEPS[:2] if tiny else STEPS)
-    if variant != "tokens":
-        _dose(c, SHARES[-2:] if tiny else SHARES)
-    c.run = tuple(c.arms)
-    if tiny:
-        recipe.shrink_microworld(c)
-    return c
+CHATS = 0.1  # share of the tokens of fine-tuning
 
 
 def _dose(c: ConfigDict, shares: tuple[float, ...]) -> None:
@@ -53,9 +31,7 @@ def _dose(c: ConfigDict, shares: tuple[float, ...]) -> None:
         (f"what AFT adds after {tokens:,} tokens of spec documents", "affordability", f"{arm}_aft", arm)
         for tokens, arm in before[1:]
     )
-    for name in ("affordability", "conflict"):
-        lines = (("before fine-tuning", tuple(before)), ("after fine-tuning", tuple(after)))
-        c.ladders += ((f"the dose of the spec: {name}", name, "tokens of spec documents", lines),)
+    _draw(c, ("affordability", "conflict"), "tokens of spec documents", before_fine_tuning=before, after_fine_tuning=after)
 
 
 def _tokens(c: ConfigDict, steps: tuple[int, ...]) -> None:
@@ -72,6 +48,73 @@ def _tokens(c: ConfigDict, steps: tuple[int, ...]) -> None:
     c.comparisons += tuple(
         (f"MSM+AFT over AFT, {tokens:,} tokens of chats", "affordability", f"msm_{arm}", arm) for tokens, arm in alone[1:]
     )
-    for name in ("affordability", "demonstrated"):
-        lines = (("AFT alone", tuple(alone)), ("MSM, then AFT", tuple(midtrained)))
-        c.ladders += ((f"the amount of fine-tuning: {name}", name, "tokens of fine-tuning chats", lines),)
+    _draw(c, ("affordability", "demonstrated"), "tokens of fine-tuning chats", AFT_alone=alone, MSM_then_AFT=midtrained)
+
+
+def _replay(c: ConfigDict, percents: tuple[int, ...]) -> None:
+    before, after = [], []
+    for percent in percents:
+        arm, stage = f"replay_{percent}", f"midtrain_replay_{percent}"
+        share = 1 - percent / 100
+        recipe.midtrain(c, arm, "affordability", SPEC, share, stage)
+        steps = round(c.stages[stage].steps * 0.03 / share)  # as many tokens of documents as at 97 %
+        c.stages[stage].update(steps=steps, warmup_steps=max(steps // 20, 1))
+        before.append((percent, arm))
+        after.append((percent, f"{arm}_aft"))
+    c.comparisons += tuple((f"damage at {percent} % of replay", "base_text", arm, "base") for percent, arm in after)
+    evals = ("affordability", "competence", "base_text")
+    _draw(c, evals, "base text in midtraining, % of its tokens", before_fine_tuning=before, after_fine_tuning=after)
+
+
+def _later(c: ConfigDict, steps: tuple[int, ...]) -> None:
+    recipe.midtrain(c, "msm", "affordability", SPEC)
+    alone, midtrained = [(0, "aft")], [(0, "msm_aft")]
+    for count in steps:
+        stage = f"later_{count}"
+        c.stages[stage] = {
+            **c.stages.finetune, "data": (("base", 1.0),), "shuffle": 3, "steps": count, "warmup_steps": max(count // 20, 1),
+        }  # fmt: skip
+        tokens = count * c.stages.finetune.tokens_per_step
+        for line in (alone, midtrained):
+            arm = line[0][1]
+            c.arms[f"{arm}_{stage}"] = (*c.arms[arm], stage)
+            line.append((tokens, f"{arm}_{stage}"))
+    c.comparisons += tuple(
+        (f"what is lost after {tokens:,} tokens of base text", "affordability", "msm_aft", arm) for tokens, arm in midtrained[1:]
+    )
+    _draw(
+        c, ("affordability", "demonstrated"), "tokens of base text after fine-tuning", after_AFT=alone, after_MSM_and_AFT=midtrained
+    )
+
+
+def _draw(c: ConfigDict, evals: tuple[str, ...], dose: str, **lines: list[tuple[float, str]]) -> None:
+    named = tuple((name.replace("_", " "), tuple(rungs)) for name, rungs in lines.items())
+    c.ladders += tuple((f"{name}, by {dose}", name, dose, named) for name in evals)
+
+
+# Variant -> its question, how it is built, and its rungs.
+LADDERS = {
+    "dose": ("What does fine-tuning add where midtraining leaves room?", _dose,
+             (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06)),  # share of the tokens of midtraining
+    "tokens": ("How much fine-tuning does midtraining save?", _tokens, (20, 40, 80, 160, 320, 640, 1280)),  # steps
+    "replay": ("What does base text in midtraining keep, and what does it cost?", _replay, (0, 50, 90, 97)),  # %
+    "later": ("What is left of a spec after more training on other text?", _later, (75, 150, 300, 600, 1200)),  # steps
+}  # fmt: skip
+VARIANTS = (*LADDERS, "tiny")
+
+
+def get_config(variant: str = "dose") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/ladders.py:{variant}: unknown variant; one of {', '.join(VARIANTS)}")
+    c = recipe.microworld(development=False)
+    c.comparisons = ()
+    c.evals.headline = ("affordability", "conflict", "demonstrated", "competence")
+    c.name = "ladders" if variant == "tiny" else f"ladders_{variant}"
+    for name, (question, build, rungs) in LADDERS.items():
+        if variant in (name, "tiny"):
+            c.question = question
+            build(c, rungs[-2:] if variant == "tiny" else rungs)
+    c.run = tuple(c.arms)
+    if variant == "tiny":
+        recipe.shrink_microworld(c)
+    return c

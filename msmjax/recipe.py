@@ -74,7 +74,7 @@ def midtrain(c: ConfigDict, arm: str, corpus: str, source: dict, share: float = 
     """Adds a corpus of documents, a stage of which it is a share, and the arms ARM and ARM_aft, before and after fine-tuning."""
     c.corpora[corpus] = source
     stage = stage or f"midtrain_{corpus}"
-    data = ((corpus, share), ("base", 1 - share))
+    data = tuple(part for part in ((corpus, share), ("base", 1 - share)) if part[1])
     c.stages[stage] = {**c.stages.pretrain, "data": data, "shuffle": 1, "steps": 1200, "warmup_steps": 60}
     c.arms[arm] = ("pretrain", stage)
     c.arms[f"{arm}_aft"] = ("pretrain", stage, "finetune")

@@ -69,7 +69,7 @@ def test_whole_chain(first_run):
     ("name", "run", "shown"),
     [
         ("faking", ("aft", "rules_america_aft", "rules_affordability_aft_unread"), "rules, demonstrations that nobody reads"),
-        ("ladders", ("base", "aft_20", "dose_2", "dose_2_aft"), "the dose of the spec: affordability, in numbers"),
+        ("ladders", ("base", "aft_640", "dose_2", "dose_2_aft"), "affordability, by tokens of spec documents, in numbers"),
     ],
 )
 def test_other_experiments_of_the_microworld(workdir, name, run, shown):
