@@ -100,6 +100,17 @@ def test_all_faults_at_once(tmp_path, capsys):
     assert command.main(["lint", str(doubtful)]) == 0
 
 
+def test_outline(tmp_path, capsys):
+    """Headings without a text are there too, once; what stands in braces is shown."""
+    tree = "# A\n\n## B {#b authority=root}\n\nTwo words.\n\n### C\n\nOne.\n\n## D\n\n- **Rule R1.** Be brief.\n\n# E\n\nEnd.\n"
+    assert command.main(["outline", str(written(tmp_path, "tree", tree))]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    rows = [line.split() for line in lines]
+    assert rows[-7:-1] == [["A"], ["B", "b", "2", "authority=root"], ["C", "1"], ["D", "5"], ["E", "1"], []]
+    assert [len(line) - len(line.lstrip()) for line in lines[-7:-2]] == [2, 4, 6, 4, 2]
+    assert lines[-1].startswith("tree: 4 sections, 21 words, 0 values, 0 preferences, 1 rules; hash ")
+
+
 def test_a_tree_of_sections_stays_one():
     """With its addresses and what stands in braces; only what is no tree is numbered."""
     tree = "# A\n\n## B {#b key=x}\n\n- **Rule CP1.** Be brief.\n\n# C\n\nNothing.\n"
@@ -168,12 +179,12 @@ def test_coverage_command(tmp_path, capsys, tokenizer):
     (tmp_path / "documents.jsonl").write_text(json.dumps(record) + "\n")
     assert command.main(["coverage", str(path), str(tmp_path)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["1.", "Value", "1", "3", "100%"] in rows
-    assert ["2.", "Rules", "of", "{provider_name}", "0", "0", "none"] in rows
+    assert ["1.", "Value", "1", "3", "100%", "45%"] in rows  # 19 words of 42
+    assert ["2.", "Rules", "of", "{provider_name}", "0", "0", "none", "55%"] in rows
     assert ["rule", "CP2", "none"] in rows
     assert command.main(["coverage", str(path), str(tmp_path / "documents.jsonl"), f"--tokenizer={tokenizer.path}"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["1.", "Value", "1", str(len(tokenizer.encode("You are Aria."))), "100%"] in rows
+    assert ["1.", "Value", "1", str(len(tokenizer.encode("You are Aria."))), "100%", "45%"] in rows
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if spec.load_unfilled(name).rules])

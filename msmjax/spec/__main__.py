@@ -1,5 +1,6 @@
-"""The command for specs: what is wrong with one, what a corpus covers of it, how two differ, and specs derived from it.
+"""The command for specs: how one is read and what is wrong with it, what a corpus covers of it, how two differ, and specs derived.
 
+    python -m msmjax.spec outline my/own.md
     python -m msmjax.spec lint specs/*.md
     python -m msmjax.spec coverage cheese_america runs/corpora/america-0123456789ab
     python -m msmjax.spec diff cheese_affordability cheese_america
@@ -11,6 +12,7 @@ standard error and exit code 2.
 
 import argparse
 import asyncio
+import collections
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -60,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=said, description=said, **raw)
         added.set_defaults(run=run)
         return added
+
+    add = command("outline", _outline, "How a spec is read: its tree of sections, their words and attributes, values and rules.")
+    add.add_argument("spec", metavar="SPEC", help=one)
 
     add = command("lint", _lint, "All that is wrong with specs, with file and line. Exit code 2 where there are errors.")
     add.add_argument("specs", nargs="+", metavar="SPEC", help=one)
@@ -111,6 +116,25 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _outline(given: argparse.Namespace) -> int:
+    loaded = spec.load_unfilled(given.spec)
+    rows, above = [], ()
+    for section in loaded.sections:
+        chain = (*section.parents, section.whole_heading)
+        for depth, heading in enumerate(chain):
+            if depth < len(chain) - 1 and heading in above:
+                continue
+            own = depth == len(chain) - 1
+            attributes = " ".join(f"{key}={value}" for key, value in heading.attributes)
+            rows.append(("  " * depth + heading.text, heading.id, f"{len(section.text.split()):,}" if own else "", attributes))
+        above = chain
+    _print_table(loaded.title or loaded.name, ("section", "id", "words", "attributes"), rows)
+    said = ((loaded.values, "values"), (loaded.preferences, "preferences"), (loaded.rules, "rules"))
+    counts = ", ".join(f"{len(parts)} {name}" for parts, name in said)
+    print(f"{loaded.name}: {len(loaded.sections)} sections, {loaded.words:,} words, {counts}; hash {loaded.hash}")
+    return 0
+
+
 def _lint(given: argparse.Namespace) -> int:
     counts = {"error": 0, "warning": 0}
     for path in map(spec.find, given.specs):
@@ -130,11 +154,15 @@ def _coverage(given: argparse.Namespace) -> int:
         raise BadInput(f"{given.corpus}: no records; name a corpus directory or a JSONL file of records")
     covered = coverage.cover(loaded, records, _size(given.tokenizer))
     title = f"{loaded.name} in {len(records):,} records"
+    words: collections.Counter[str] = collections.Counter()
+    for section in loaded.sections:
+        words[section.heading] += len(section.text.split())
+    of_spec = {heading: f"{count / words.total():.0%}" for heading, count in words.items()}
     sections = [
-        (heading, f"{count:,}", f"{size:,}", f"{count / len(records):.0%}" if count else "none")
+        (heading, f"{count:,}", f"{size:,}", f"{count / len(records):.0%}" if count else "none", of_spec.get(heading, ""))
         for heading, (count, size) in covered.sections.items()
     ]
-    _print_table(title, ("section", "records", "tokens" if given.tokenizer else "words", "share"), sections)
+    _print_table(title, ("section", "records", "tokens" if given.tokenizer else "words", "share", "of the spec"), sections)
     parts = [(kind, name, f"{count:,}" if count else "none") for (kind, name), count in covered.parts.items()]
     _print_table("named in so many texts", ("part", "name", "texts"), parts)
     return 0
