@@ -98,7 +98,7 @@ spec:
                 onExitCodes:
                   containerName: msmjax
                   operator: In
-                  values: [2, 3]
+                  values: [2, 3, 130]
           template:
             spec:
               restartPolicy: Never

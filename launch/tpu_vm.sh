@@ -165,7 +165,7 @@ if $dry_run; then
   state
   echo '# install and run'
   install_and_start
-  echo "# exit code 0, 2 or 3: the end; else all of it again, up to $retries times, anew where the TPU is gone"
+  echo "# exit code 0, 2, 3 or 130: the end; else all of it again, up to $retries times, anew where the TPU is gone"
   if ! $keep; then delete; fi
   exit
 fi
@@ -176,8 +176,9 @@ for ((again = 0; ; again++)); do
     code=0
     install_and_start || code=$?
   fi
-  # 0: finished. 2, 3: bad input or a loss that is not finite, the same again. Else: preempted (75), TPU lost, or a crash.
-  if ((code == 0 || code == 2 || code == 3 || again == retries)); then exit "$code"; fi
+  # 2, 3: bad input or a loss that is not finite, the same again; 130: somebody's Ctrl-C. Else: preempted (75), TPU lost, or a crash.
+  case $code in 0 | 2 | 3 | 130) exit "$code" ;; esac
+  if ((again == retries)); then exit "$code"; fi
   echo "tpu_vm.sh: exit code $code; starting again ($((again + 1)) of $retries)" >&2
   sleep 60 # until the state of a TPU that was taken away says so
 done

@@ -314,6 +314,7 @@ def srun(place):
     [
         (0, 0, False),
         (2, 0, False),
+        (130, 0, False),
         (PREEMPTED, 0, True),
         (PREEMPTED, 2, True),
         (PREEMPTED, 3, False),
@@ -413,6 +414,7 @@ def test_tpu_vm_quotes_arguments_and_stops_what_still_runs(place):
         ([PREEMPTED, PREEMPTED, 0], [], ["create", *["scp", "ssh", "ssh"] * 3, "delete"], 0),
         ([255, 0], [], ["create", "scp", "ssh", "ssh", "delete", "create", "scp", "ssh", "ssh", "delete"], 0),
         ([2], [], ["create", "scp", "ssh", "ssh", "delete"], 2),
+        ([130], [], ["create", "scp", "ssh", "ssh", "delete"], 130),
         ([1, 1, 1], ["--retries=2"], ["create", *["scp", "ssh", "ssh"] * 3, "delete"], 1),
         ([0], ["--keep"], ["create", "scp", "ssh", "ssh"], 0),
     ],
@@ -468,7 +470,7 @@ def test_jobset(place):
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {
-            "rules": [{"action": "FailJob", "onExitCodes": {"containerName": "msmjax", "operator": "In", "values": [2, 3]}}]
+            "rules": [{"action": "FailJob", "onExitCodes": {"containerName": "msmjax", "operator": "In", "values": [2, 3, 130]}}]
         },
         "template": {
             "spec": {
