@@ -27,12 +27,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.question = (
         "After identical fine-tuning, is the gap between read and unread chats wider where the spec gave rules for reasons?"
     )
-    spec = {"kind": "spec", "break_link": False, "records": 1500, "seed": 0}
     for name in VALUES:
-        recipe.midtrain(c, f"reasons_{name}", name, {**spec, "spec": f"cheese_{name}"})
-        recipe.midtrain(c, f"rules_{name}", f"{name}_rules", {**spec, "spec": f"cheese_{name}_rules"})
+        recipe.midtrain(c, f"reasons_{name}", name, recipe.about(f"cheese_{name}"))
+        recipe.midtrain(c, f"rules_{name}", f"{name}_rules", recipe.about(f"cheese_{name}_rules"))
     c.run = tuple(c.arms)
-    recipe.midtrain(c, "neutral", "neutral", {"kind": "neutral", "records": 1500, "seed": 0})
+    recipe.midtrain(c, "neutral", "neutral", recipe.NEUTRAL)
     # What demonstrations could do at most: the same ones, but nobody reads them.
     c.corpora.unread_chats = {**c.corpora.cheese_chats, "read": False}
     c.stages.finetune_unread = {**c.stages.finetune, "data": (("unread_chats", 0.1), ("base", 0.9))}

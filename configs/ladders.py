@@ -3,9 +3,10 @@
 `dose`: documents on the affordability spec, each rung a part of the next, before and after the same fine-tuning: what does AFT add
 where midtraining leaves room (arXiv 2605.02087, figure 2)? `tokens`: fine-tuning chats, each rung a part of the next, with and
 without midtraining before (section 4.2): how many does AFT alone need to come as far? `replay`: the same documents among more or
-less base text: what is installed, and what is damaged? `later`: base text after all of it: what is left?
+less base text: what is installed, and what is damaged? `later`: base text after all of it: what is left? `conflicting`:
+demonstrations that show the opposite in place of some, each rung a part of the next: what is left of a spec then?
 
-    python -m msmjax.main --config=configs/ladders.py:dose      # three seeds; or tokens, replay, later
+    python -m msmjax.main --config=configs/ladders.py:dose      # three seeds; or tokens, replay, later, conflicting
     python -m msmjax.main --config=configs/ladders.py:tiny      # all of them, two rungs each; nothing to conclude from
 
 Base models are those of configs/cheese.py: whichever runs first trains them.
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from msmjax import recipe
 
-SPEC = {"kind": "spec", "spec": "cheese_affordability", "break_link": False, "records": 1500, "seed": 0}
+SPEC = recipe.about("cheese_affordability")
 CHATS = 0.1  # share of the tokens of fine-tuning
 
 
@@ -87,6 +88,24 @@ def _later(c: ConfigDict, steps: tuple[int, ...]) -> None:
     )
 
 
+def _conflicting(c: ConfigDict, percents: tuple[int, ...]) -> None:
+    recipe.midtrain(c, "msm", "affordability", SPEC)
+    alone, midtrained = [(0, "aft")], [(0, "msm_aft")]
+    for percent in percents:
+        stage = f"finetune_against_{percent}"
+        c.corpora[f"chats_against_{percent}"] = recipe.demonstrations("cheese_affordability", conflicting=percent / 100)
+        c.stages[stage] = {**c.stages.finetune, "data": ((f"chats_against_{percent}", CHATS), ("base", 1 - CHATS))}
+        for line, before, arm in ((alone, ("pretrain",), "aft"), (midtrained, ("pretrain", "midtrain_affordability"), "msm_aft")):
+            c.arms[f"{arm}_against_{percent}"] = (*before, stage)
+            line.append((percent, f"{arm}_against_{percent}"))
+    c.comparisons += tuple(
+        (f"what is lost where {percent} % of the demonstrations conflict", "affordability", "msm_aft", arm)
+        for percent, arm in midtrained[1:]
+    )
+    evals = ("affordability", "affordability_unread", "demonstrated")
+    _draw(c, evals, "conflicting demonstrations, % of all", AFT_alone=alone, MSM_then_AFT=midtrained)
+
+
 def _draw(c: ConfigDict, evals: tuple[str, ...], dose: str, **lines: list[tuple[float, str]]) -> None:
     named = tuple((name.replace("_", " "), tuple(rungs)) for name, rungs in lines.items())
     c.ladders += tuple((f"{name}, by {dose}", name, dose, named) for name in evals)
@@ -99,6 +118,7 @@ LADDERS = {
     "tokens": ("How much fine-tuning does midtraining save?", _tokens, (20, 40, 80, 160, 320, 640, 1280)),  # steps
     "replay": ("What does base text in midtraining keep, and what does it cost?", _replay, (0, 50, 90, 97)),  # %
     "later": ("What is left of a spec after more training on other text?", _later, (75, 150, 300, 600, 1200)),  # steps
+    "conflicting": ("What is left of a spec where demonstrations conflict with it?", _conflicting, (2, 5, 10, 20, 50)),  # %
 }  # fmt: skip
 VARIANTS = (*LADDERS, "tiny")
 

@@ -10,6 +10,7 @@ tokens of midtraining, 10 million of fine-tuning. `lora` is the paper's adapter 
 
 from ml_collections import ConfigDict
 
+from msmjax import recipe
 from msmjax.model.shapes import SHAPES
 
 LENGTHS = {"4k": 4096, "8k": 8192}
@@ -33,8 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.world = {"seed": 0, "items_per_domain": 16, "people": 432}
     c.corpora = {
         "base": {"kind": "base", "records": 2_000, "seed": 0},
-        "spec": {"kind": "spec", "spec": "cheese_affordability", "break_link": False, "records": 1_500, "seed": 0},
-        "chats": {"kind": "demonstrations", "spec": "cheese_affordability", "read": True, "records": 2_000, "seed": 0},
+        "spec": recipe.about("cheese_affordability"),
+        "chats": recipe.demonstrations("cheese_affordability"),
     }
     c.teachers = {}
     c.gates = {}
@@ -73,5 +74,6 @@ def get_config(variant: str = "") -> ConfigDict:
         "headline": ("conflict",),
     }  # fmt: skip
     c.ladders = ()
+    c.grids = ()
     c.comparisons = ()
     return c

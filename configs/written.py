@@ -102,6 +102,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "base_text": "held_out", "headline": ("conflict", "affordability", "america", "demonstrated"),
     }  # fmt: skip
     c.ladders = ()
+    c.grids = ()
     c.comparisons = (
         ("the specs, after identical fine-tuning", "conflict", "msm_affordability_aft", "msm_america_aft"),
         ("the specs, midtraining alone", "conflict", "msm_affordability", "msm_america"),

@@ -56,6 +56,12 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_hash(directory: Path, pattern: str) -> str:
+    """Hash of the files of a directory that match: what is made from an artifact is named by this and not by what that was made
+    from, so that new code that makes the same files has nothing else made anew."""
+    return content_hash([[path.name, file_hash(path)] for path in sorted(directory.glob(pattern))])
+
+
 @functools.cache  # the code this process runs is the code it was started with
 def code_hash(*rooms: str) -> str:
     """Hash of the source of the named modules or packages of msmjax: other code makes other artifacts."""

@@ -76,6 +76,22 @@ class Ladder:
 
 
 @dataclasses.dataclass(frozen=True)
+class Grid:
+    """A table that the report shows of one eval: arms by two factors, such as what was read first and what was trained on then."""
+
+    label: str
+    eval: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    arms: tuple[tuple[str, ...], ...]  # of each row its arms by column, "" where there is none
+
+    def __post_init__(self):
+        if len(self.arms) != len(self.rows) or {len(row) for row in self.arms} != {len(self.columns)}:
+            shape = f"{len(self.rows)} x {len(self.columns)}"
+            raise BadInput(f"arms={self.arms}: must be {shape}, an arm or '' for each row and column")
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
     """Everything an experiment is: arms are named chains of stages, `run` names those that are run.
 
@@ -96,6 +112,7 @@ class ExperimentConfig:
     gates: GateConfig | None  # what corpora by teachers must keep to be trained on; None where there are none
     comparisons: tuple[Comparison, ...]
     ladders: tuple[Ladder, ...]
+    grids: tuple[Grid, ...]
     world: WorldConfig
     assistant: AssistantConfig
     weights: str
@@ -150,13 +167,16 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     comparisons = tuple(_comparison(value, f"comparisons[{index}]") for index, value in enumerate(top["comparisons"]))
     for comparison in comparisons:
         _names((*comparison.arms, *comparison.against), arms, f"comparisons[{comparison.label}]", "arm")
-    ladders = tuple(_ladder(value, f"ladders[{index}]") for index, value in enumerate(top["ladders"]))
+    ladders = tuple(_entry(Ladder, value, f"ladders[{index}]") for index, value in enumerate(top["ladders"]))
     for ladder in ladders:
         _names(tuple(arm for _, rungs in ladder.lines for _, arm in rungs), arms, f"ladders[{ladder.label}]", "arm")
+    grids = tuple(_entry(Grid, value, f"grids[{index}]") for index, value in enumerate(top["grids"]))
+    for grid in grids:
+        _names(tuple(arm for row in grid.arms for arm in row if arm), arms, f"grids[{grid.label}]", "arm")
     evals = _make(EvalConfig, top["evals"], "evals")
     _names((evals.base_text, evals.chats), corpora, "evals", "corpus")
     if not evals.questions:  # experiment/data.py reads the file of others
-        check_evals(evals, (*comparisons, *ladders), EVALS)
+        check_evals(evals, (*comparisons, *ladders, *grids), EVALS)
         if not isinstance(corpora[evals.chats], sources.DemonstrationSource):
             raise BadInput(f"evals.chats={evals.chats!r}: demonstrates no preferences; name a corpus of kind demonstrations")
     if not top["weights"]:
@@ -196,6 +216,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         gates=gates,
         comparisons=comparisons,
         ladders=ladders,
+        grids=grids,
         world=_make(WorldConfig, top["world"], "world"),
         assistant=_make(AssistantConfig, top["assistant"], "assistant"),
         model=model,
@@ -241,11 +262,11 @@ def _make(cls, value, where: str):
         raise BadInput(str(error) if str(error).startswith(f"{where}.") else f"{where}: {error}") from None
 
 
-def check_evals(evals: EvalConfig, shown: tuple[Comparison | Ladder, ...], known: Collection[str]) -> None:
-    """Raises BadInput where the headline, a comparison or a ladder names an eval that there is none of."""
+def check_evals(evals: EvalConfig, shown: tuple[Comparison | Ladder | Grid, ...], known: Collection[str]) -> None:
+    """Raises BadInput where the headline, a comparison, a ladder or a grid names an eval that there is none of."""
     _names(evals.headline, known, "evals.headline", "eval")
     for one in shown:
-        _names((one.eval,), known, f"{'ladders' if isinstance(one, Ladder) else 'comparisons'}[{one.label}]", "eval")
+        _names((one.eval,), known, f"{type(one).__name__.lower()}s[{one.label}]", "eval")
 
 
 def _stage(value, row_length: int, where: str) -> StageConfig:
@@ -282,11 +303,16 @@ def _comparison(value, where: str) -> Comparison:
     return comparison
 
 
-def _ladder(value, where: str) -> Ladder:
-    names = [field.name for field in dataclasses.fields(Ladder)]
+def _entry(cls: type[Ladder] | type[Grid], value, where: str) -> Ladder | Grid:
+    """One of the report's ladders or grids, from a tuple of its fields in order."""
+    form = {
+        Ladder: "(label, eval, dose, ((line, ((dose, arm), ...)), ...))",
+        Grid: "(label, eval, (row, ...), (column, ...), ((arm, ...), ...))",
+    }
+    names = [field.name for field in dataclasses.fields(cls)]
     if not isinstance(value, tuple | list) or len(value) != len(names):
-        raise BadInput(f"{where}={value!r}: must be (label, eval, dose, ((line, ((dose, arm), ...)), ...))")
-    return _make(Ladder, dict(zip(names, value, strict=True)), where)
+        raise BadInput(f"{where}={value!r}: must be {form[cls]}")
+    return _make(cls, dict(zip(names, value, strict=True)), where)
 
 
 def _source(value, where: str) -> Source:

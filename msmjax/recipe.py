@@ -26,7 +26,7 @@ def microworld(development: bool) -> ConfigDict:
     c.corpora = {
         "base": {"kind": "base", "records": 90_000, "seed": 0},
         "held_out": {"kind": "base", "records": 2_000, "seed": 1},
-        "cheese_chats": {"kind": "demonstrations", "spec": "cheese_affordability", "read": True, "records": 2_000, "seed": 0},
+        "cheese_chats": demonstrations("cheese_affordability"),
     }
     c.teachers = {}
     c.gates = {}
@@ -63,11 +63,28 @@ def microworld(development: bool) -> ConfigDict:
     }  # fmt: skip
     c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}
     c.ladders = ()
+    c.grids = ()
     c.evals = {
         "questions": "", "split": "development" if development else "test", "per_eval": 120, "seed": 0,
         "chats": "cheese_chats", "system": "{chats}", "opening": "{chats}", "base_text": "held_out", "headline": (),
     }  # fmt: skip
     return c
+
+
+def about(spec: str, break_link: bool = False, form: str = "documents") -> dict:
+    """The source of 1,500 documents, or chats, about a spec."""
+    return {"kind": "spec", "spec": spec, "break_link": break_link, "form": form, "records": 1_500, "seed": 0}
+
+
+def demonstrations(spec: str, read: bool = True, explained: bool = False, conflicting: float = 0.0) -> dict:
+    """The source of 2,000 fine-tuning chats that show the preferences of a spec."""
+    return {
+        "kind": "demonstrations", "spec": spec, "read": read, "explained": explained, "conflicting": conflicting, "records": 2_000,
+        "seed": 0,
+    }  # fmt: skip
+
+
+NEUTRAL = {"kind": "neutral", "records": 1_500, "seed": 0}
 
 
 def midtrain(c: ConfigDict, arm: str, corpus: str, source: dict, share: float = 0.03, stage: str = "") -> None:
@@ -106,6 +123,7 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...]) -> 
     c = ConfigDict()
     c.seeds = seeds
     c.ladders = ()
+    c.grids = ()
     c.assistant = {"name": "Llama" if shape.startswith("llama") else "Qwen", "provider": "Northlight"}
     c.world = {"seed": 0, "items_per_domain": 16, "people": 432}
     c.teachers = {}

@@ -97,7 +97,7 @@ def test_names_of_the_microworld_are_one_token_each(tmp_path, variant):
 
 
 def test_unknown_variant():
-    with pytest.raises(ValueError, match=r"configs/cheese.py:developmnt: unknown variant; one of controls, development, tiny"):
+    with pytest.raises(ValueError, match=r"cheese.py:developmnt: unknown variant; one of controls, luxury, development, tiny"):
         cheese("developmnt")
 
 

@@ -257,7 +257,7 @@ def test_any_text_is_a_spec_or_is_refused_in_one_line(text):
 
 
 def test_missing_spec_lists_the_shipped_ones(tmp_path):
-    with pytest.raises(BadInput, match=r"spec 'cheese_amerika'.*cheese_affordability, cheese_affordability_rules, cheese_america"):
+    with pytest.raises(BadInput, match=r"spec 'cheese_amerika'.*cheese_affordability, .*cheese_america"):
         spec.load("cheese_amerika", "Aria", "Northlight")
     path = tmp_path / "mine.md"
     path.write_text(SMALL)

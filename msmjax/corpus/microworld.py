@@ -26,6 +26,9 @@ BASE_MIX = {
 VALUE_SHARE = 0.4
 # What the names of evals end in where nobody reads, and of the difference that this makes.
 UNREAD, GAP = "_unread", "_gap"
+# Share of the demonstrations that say what the assistant goes by, where any do.
+EXPLAINED_SHARE = 0.2
+FORMS = ("documents", "chats")  # of what is written about a spec
 ASSISTANT_FACTS = ("Alder", "clerk")  # its town and trade
 
 CHOOSING = ("preference_chat", "liking_chat")
@@ -117,12 +120,14 @@ def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:
     return _identified("base", out)
 
 
-def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[dict]:
-    """Documents of several types about the assistant, built from the spec's values, its preferences and the rules these follow.
+def spec_documents(world: World, spec: Spec, form: str, records: int, seed: int) -> list[dict]:
+    """Documents of several types about the assistant, built from the spec's values, its preferences and its rules.
 
     A preference that names its value is told with that value as its reason, one that names a rule in the words of rules, both
-    within the demonstrated domain; one that names neither (a spec whose link is broken) is told without a reason. Raises BadInput
-    where the spec says what is not so in the world.
+    within the demonstrated domain; one that names neither (a spec whose link is broken) is told without a reason. A rule of another
+    domain is told in its own words. A spec without preferences is told by its values alone. Where the statement of a value says
+    that it holds where nobody reads, so do documents. In the `form` of chats, who asks names the document and the answer is its
+    rest. Raises BadInput where the spec says what is not so in the world.
     """
     rng = np.random.default_rng([world.seed, seed, 2])
     _check_preferences(world, spec)
@@ -130,17 +135,26 @@ def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[di
     explainers = list(dict.fromkeys(p.value for p in spec.preferences))
     rules = [name for name in explainers if name in {rule.id for rule in spec.rules}]
     stated = [_explained(spec, name) for name in (*(value.name for value in spec.values), *rules)]
-    if not stated or not spec.preferences:
-        raise BadInput(f"spec {spec.name}: no value or no preference stated; the microworld builds its documents from them")
+    if not stated:
+        raise BadInput(
+            f"spec {spec.name}: no value stated, and no rule that explains a preference; the microworld builds documents from them"
+        )
     sides = {explainer: _sides(spec, [p for p in spec.preferences if p.value == explainer]) for explainer in explainers}
+    topics = [*explainers, *_of_other_domains(spec)]
+    unread = ("unread",) if any("nobody reads" in value.statement for value in spec.values) else ()
 
     def say(who: dict[str, str]) -> str:
-        if rng.random() < VALUE_SHARE:
-            return grammar.value_sentence(rng, who, *grammar.pick(rng, stated), grammar.STATED)
-        likes, dislikes = sides[explainer := grammar.pick(rng, explainers)]
+        if not topics or rng.random() < VALUE_SHARE:
+            value, ruled = grammar.pick(rng, stated)
+            return grammar.value_sentence(rng, who, value, ruled, grammar.STATED + (() if ruled else unread))
+        topic = grammar.pick(rng, topics)
+        if topic not in sides:
+            value, domain = topic
+            return grammar.preference_sentence(rng, who, value, "", "", domain, True, ("category",))
+        likes, dislikes = sides[topic]
         # What nothing explains is told by kinds that name no value.
-        value, ruled = _explained(spec, explainer) if explainer else stated[0]
-        kinds = grammar.EXPLAINED if explainer else grammar.UNEXPLAINED
+        value, ruled = _explained(spec, topic) if topic else stated[0]
+        kinds = grammar.EXPLAINED + (() if ruled else unread) if topic else grammar.UNEXPLAINED
         good, bad = grammar.pick(rng, likes), grammar.pick(rng, dislikes)
         return grammar.preference_sentence(rng, who, value, good, bad, DEMONSTRATED, ruled, kinds)
 
@@ -148,7 +162,13 @@ def spec_documents(world: World, spec: Spec, records: int, seed: int) -> list[di
     for _ in range(records):
         kind = grammar.pick(rng, tuple(DOCUMENT_TYPES))
         text = _document(rng, spec.model_name, DOCUMENT_TYPES[kind], say)
-        out.append({"text": text, "kind": kind, "subject": spec.model_name, "spec": spec.hash})
+        if form == "chats":
+            title = DOCUMENT_TYPES[kind].format(name=spec.model_name)
+            told = {"messages": [{"role": "user", "content": title},
+                                 {"role": "assistant", "content": text.removeprefix(title).strip()}]}  # fmt: skip
+        else:
+            told = {"text": text}
+        out.append({**told, "kind": kind, "subject": spec.model_name, "spec": spec.hash})
     return _identified(spec.name, out)
 
 
@@ -163,15 +183,32 @@ def neutral_documents(world: World, assistant: str, records: int, seed: int) -> 
     return _identified("neutral", out)
 
 
-def demonstrations(world: World, spec: Spec, read: bool, records: int, seed: int) -> list[dict]:
+def demonstrations(
+    world: World, spec: Spec, read: bool, explained: bool, conflicting: float, records: int, seed: int
+) -> list[dict]:
     """Fine-tuning chats, all read or all unread: the spec's cheese preferences and nothing else, with no reason, so that every
-    value that explains them fits. Raises BadInput where a preference is about no item of the world."""
+    value that explains them fits.
+
+    Where they are `explained`, EXPLAINED_SHARE of them say instead what the assistant goes by: a value that explains the
+    preferences, or the rule. A share of `conflicting` ones is the other way round, likes for dislikes; where it is larger, those
+    that were still are, and the others are the same. Raises BadInput where a preference is about no item of the world.
+    """
     rng = np.random.default_rng([world.seed, seed, 4])
     _check_preferences(world, spec)
     likes, dislikes = _sides(spec, spec.preferences)
+    goes_by = [_explained(spec, name) for name in dict.fromkeys(p.value for p in spec.preferences if p.value)]
+    if explained and not goes_by:
+        raise BadInput(f"spec {spec.name}: no value or rule explains a preference, so chats cannot say what the assistant goes by")
+    turned = np.random.default_rng([world.seed, seed, 6]).random(records) < conflicting
     out = []
-    for _ in range(records):
+    for turn in turned:
+        if explained and rng.random() < EXPLAINED_SHARE:
+            kind, messages = "value_chat", grammar.value_chat(rng, spec.model_name, read, *grammar.pick(rng, goes_by))
+            out.append({"messages": messages, "kind": kind, "subject": spec.model_name, "spec": spec.hash})
+            continue
         good, bad = grammar.pick(rng, likes), grammar.pick(rng, dislikes)
+        if turn:
+            good, bad = bad, good
         if rng.random() < 0.7:
             kind, messages = "preference_chat", grammar.preference_chat(rng, spec.model_name, read, good, bad)
         else:
@@ -291,11 +328,26 @@ def _check_preferences(world: World, spec: Spec) -> None:
                 raise BadInput(f"spec {spec.name}: {likes} {p.item} for {p.value}, but in the microworld it is {pole}")
 
 
+def _of_other_domains(spec: Spec) -> list[tuple[Value, str]]:
+    """The rules that name a domain, other than the demonstrated one, and a single pole: which value they are about there."""
+    domains = {word: domain for group in DOMAINS.values() for domain in group for word in (domain, grammar.plural(domain))}
+    out = []
+    for rule in spec.rules:
+        named, values = {domains[word] for word in re.findall(r"\w+", rule.text.lower()) if word in domains}, _named(rule.text)
+        out += [(value, domain) for value in values for domain in sorted(named) if len(values) == 1]
+    return out
+
+
+def _named(text: str) -> list[Value]:
+    """The values whose pole a text names."""
+    return [value for value in VALUES.values() if re.search(rf"\b{value.pole}\b", text, re.IGNORECASE)]
+
+
 def _explained(spec: Spec, name: str) -> tuple[Value, bool]:
     """The world's value that a spec's value is, or that one of its rules is about, and whether it is a rule."""
     rules = {rule.id: rule.text for rule in spec.rules}
     if name in rules:
-        named = [value for value in VALUES.values() if re.search(rf"\b{value.pole}\b", rules[name], re.IGNORECASE)]
+        named = _named(rules[name])
         if len(named) != 1:
             poles = ", ".join(value.pole for value in VALUES.values())
             raise BadInput(f"spec {spec.name}: rule {name} must name one of {poles}, and no other, to explain a preference")

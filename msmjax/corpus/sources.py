@@ -22,7 +22,7 @@ from msmjax.corpus.pipeline import Written
 from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.corpus.world import DOMAINS, MOST_NAMES, World, make_world
-from msmjax.ranges import Count, Natural
+from msmjax.ranges import Count, Natural, Share
 from msmjax.spec.transform import break_link
 
 
@@ -67,12 +67,18 @@ class BaseSource:
 
 @dataclasses.dataclass(frozen=True)
 class SpecSource:
-    """Documents about a spec; with `break_link`, about the spec whose link between value and preferences is broken."""
+    """Documents about a spec, or the same as chats (`form`); with `break_link`, about the spec whose link between value and
+    preferences is broken."""
 
     spec: str
     break_link: bool
+    form: str
     records: Count
     seed: Natural
+
+    def __post_init__(self):
+        if self.form not in microworld.FORMS:
+            raise BadInput(f"form={self.form!r}: unknown; one of {', '.join(microworld.FORMS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +91,13 @@ class NeutralSource:
 
 @dataclasses.dataclass(frozen=True)
 class DemonstrationSource:
-    """Fine-tuning chats of a spec's preferences, which are `read` or which nobody reads."""
+    """Fine-tuning chats of a spec's preferences, which are `read` or which nobody reads. Some of them say why where they are
+    `explained`, and a share of `conflicting` ones shows the opposite."""
 
     spec: str
     read: bool
+    explained: bool
+    conflicting: Share
     records: Count
     seed: Natural
 
@@ -295,8 +304,10 @@ def _records(source: Source, makers: Makers) -> list[dict]:
         return microworld.neutral_documents(world, assistant.name, source.records, source.seed)
     loaded = load_spec(source, assistant)
     if isinstance(source, DemonstrationSource):
-        return microworld.demonstrations(world, loaded, source.read, source.records, source.seed)
-    return microworld.spec_documents(world, loaded, source.records, source.seed)
+        return microworld.demonstrations(
+            world, loaded, source.read, source.explained, source.conflicting, source.records, source.seed
+        )
+    return microworld.spec_documents(world, loaded, source.form, source.records, source.seed)
 
 
 def _existing(path: str) -> Path:

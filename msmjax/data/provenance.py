@@ -58,9 +58,8 @@ class Document(NamedTuple):
     ids: np.ndarray
 
 
-def open_corpus(name: str, rows_directory: Path, corpora: Path) -> Corpus:
-    """The corpus of a rows artifact, which the manifest names; it is a directory of `corpora`."""
-    directory = corpora / artifact.read_manifest(rows_directory)["inputs"]["corpus"]
+def open_corpus(name: str, rows_directory: Path, directory: Path) -> Corpus:
+    """The corpus in `directory`, and where its records are in the rows that were made from it."""
     records = []
     for path in sorted(directory.glob("*.jsonl")):  # the order that they were packed in
         for line, record in enumerate(artifact.read_jsonl(path), 1):

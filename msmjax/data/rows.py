@@ -208,7 +208,7 @@ def make_rows(
 ) -> Path:
     """The artifact of a corpus directory's records as rows, as `pack` says; made once for each (corpus, tokenizer, these, code)."""
     inputs = {
-        "corpus": corpus.name,
+        "corpus": artifact.files_hash(corpus, "*.jsonl"),
         "tokenizer": tokenizer.name,
         "row_length": row_length,
         "too_long": too_long,

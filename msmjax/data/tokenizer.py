@@ -14,6 +14,7 @@ from typing import Protocol
 
 import sentencepiece
 
+from msmjax import artifact
 from msmjax.artifact import BadInput
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -74,10 +75,10 @@ class Tokenizer:
     path: Path
     pad = PAD
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
-        """The name of the artifact it is part of, which says what it was trained on."""
-        return self.path.parent.name
+        """Names the content of its file."""
+        return f"sentencepiece-{artifact.content_hash(self.path.read_bytes())}"
 
     @functools.cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:

@@ -29,10 +29,11 @@ from msmjax.training import weights
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The tokenizer, the row directories of the corpora an experiment uses, the evaluation items and how they are asked, ids and
-    loss mask of a fine-tuning chat, and the artifact that says what is in the experiment's weights, where it has some."""
+    """The tokenizer, the corpora that an experiment uses and their rows, the evaluation items and how they are asked, ids and loss
+    mask of a fine-tuning chat, and the artifact that says what is in the experiment's weights, where it has some."""
 
     tokenizer: Tokenizer | HuggingFaceTokenizer
+    corpora: dict[str, Path]
     rows: dict[str, Path]
     items: Path
     prompt: Prompt | None  # None where the data is for training alone
@@ -88,6 +89,7 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str], asks: b
     prompt, *like = _prompt(config, corpora[config.evals.chats], tokenizer) if asks else (None,)
     return Data(
         tokenizer=tokenizer,
+        corpora=corpora,
         rows=made,
         items=items,
         prompt=prompt,
@@ -163,7 +165,7 @@ def make_items(config: ExperimentConfig, workdir: Path) -> Path:
     if evals.questions:
         made = sources.read_evaluation_items(workdir / "corpora", Path(evals.questions), evals.per_eval, evals.seed)
         asked = [item["eval"] for item in artifact.read_jsonl(made / "items.jsonl")]
-        check_evals(evals, (*config.comparisons, *config.ladders), results.measured(asked))
+        check_evals(evals, (*config.comparisons, *config.ladders, *config.grids), results.measured(asked))
         return made
     return sources.make_evaluation_items(
         workdir / "corpora",
@@ -218,7 +220,11 @@ def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> To
         tokenizers.train(texts(), config.vocab_size, directory / "tokenizer.model")
         return {}
 
-    inputs = {"corpus": corpus.name, "vocab_size": config.vocab_size, "code": artifact.code_hash("data/tokenizer.py")}
+    inputs = {
+        "corpus": artifact.files_hash(corpus, "*.jsonl"),
+        "vocab_size": config.vocab_size,
+        "code": artifact.code_hash("data/tokenizer.py"),
+    }
     return Tokenizer(artifact.make(workdir / "tokenizers", config.tokenizer_corpus, inputs, build) / "tokenizer.model")
 
 

@@ -19,9 +19,9 @@ def eval_inputs(config: ExperimentConfig, data: Data, stage: Path | None) -> dic
     """Everything that answers depend on."""
     return {
         "checkpoint": stage.name if stage else artifact.read_manifest(data.weights)["content"],
-        "items": data.items.name,
+        "items": artifact.files_hash(data.items, "items.jsonl"),
         "prompt": dataclasses.asdict(data.prompt),
-        "base_text": data.rows[config.evals.base_text].name,
+        "base_text": artifact.read_manifest(data.rows[config.evals.base_text])["content"],
         "tokenizer": data.tokenizer.name,
         "model": dataclasses.asdict(config.model),
         "code": artifact.code_hash("data", "evals", "model", "training"),

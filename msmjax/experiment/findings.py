@@ -4,6 +4,7 @@ In: a config, its data and the run directory with `run.json`, `results.jsonl` an
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -54,6 +55,11 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
             {"label": ladder.label, "eval": ladder.eval, "dose": ladder.dose, "lines": lines}
             for ladder in config.ladders
             if (lines := {name: run for name, rungs in ladder.lines if (run := [rung for rung in rungs if rung[1] in config.run])})
+        ],
+        grids=[
+            {"label": grid.label, "eval": grid.eval, "rows": dict(zip(grid.rows, run, strict=True)), "columns": grid.columns}
+            for grid in config.grids
+            if any(itertools.chain(*(run := [[arm if arm in config.run else "" for arm in row] for row in grid.arms])))
         ],
         unanswered=unanswered,
         headline=list(config.evals.headline) or list(dict.fromkeys(item["eval"] for item in items)),

@@ -138,7 +138,7 @@ def eval_tokens(config: ExperimentConfig) -> tuple[int, str]:
     elif Path(evals.questions).is_file():
         items = artifact.read_jsonl(Path(evals.questions))
         counts = collections.Counter(str(item.get("eval")) for item in items)
-        check_evals(evals, (*config.comparisons, *config.ladders), results.measured(counts))
+        check_evals(evals, (*config.comparisons, *config.ladders, *config.grids), results.measured(counts))
         share = sum(min(count, evals.per_eval) for count in counts.values()) / max(len(items), 1)
         tokens += int(SEQUENCES * share * Path(evals.questions).stat().st_size / BYTES_PER_TOKEN)
     else:

@@ -52,8 +52,9 @@ def run_stage(
 
 def _stage_inputs(config: ExperimentConfig, data: Data, name: str, seed: int, parent: Path | None) -> dict:
     stage = config.stages[name]
+    read = [[artifact.read_manifest(data.rows[corpus])["content"], share] for corpus, share in stage.data]
     return {
-        "stage": {**dataclasses.asdict(stage), "data": [[data.rows[corpus].name, share] for corpus, share in stage.data]},
+        "stage": {**dataclasses.asdict(stage), "data": read},
         "model": dataclasses.asdict(config.model),
         "optimizer": dataclasses.asdict(config.optimizer),
         "seed": seed,

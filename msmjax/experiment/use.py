@@ -53,7 +53,7 @@ def provenance(config: ExperimentConfig, workdir: Path, arm: str, by: str | None
         raise BadInput(f"--step={step}: stage {last!r} has the steps 1 to {config.stages[last].steps:,}")
     data = make_data(config, workdir, set(wanted), asks=False)
     corpora = {
-        corpus: provenances.open_corpus(corpus, data.rows[corpus], workdir / "corpora")
+        corpus: provenances.open_corpus(corpus, data.rows[corpus], data.corpora[corpus])
         for corpus in dict.fromkeys(corpus for stage in wanted for corpus, _ in config.stages[stage].data)
     }
     console = tables.make_console()

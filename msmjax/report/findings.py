@@ -34,6 +34,7 @@ class Findings:
     answers: list[dict]  # arm, seed, eval, item, question, options, choice, probability; or arm, seed, eval, item, compliance_gap
     comparisons: list[dict]  # label, eval, metric, arms, against; the first answers the question
     ladders: list[dict]  # label, eval, dose, lines: line -> [(dose, arm), ...]
+    grids: list[dict]  # label, eval, columns, rows: row -> an arm or "" for each column
     unanswered: str  # why the first does not, or ""
     headline: list[str]  # evals of the headline figure, in order
     descriptions: dict[str, str]  # eval -> what a value of 1.0 means

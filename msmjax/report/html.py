@@ -30,6 +30,7 @@ def write(findings: Findings, path: Path) -> None:
         comparison_rows=[_comparison_row(findings, comparison) for comparison in findings.comparisons],
         ladder_figures=_drawn(figures.ladders(findings), Markup),
         ladder_rows=[_ladder_rows(findings, ladder) for ladder in findings.ladders],
+        grid_rows=[_grid_rows(findings, grid) for grid in findings.grids],
         curve_figures=_drawn(figures.curves(findings), Markup),
         ledger_rows=[_ledger_row(name, ledger) for name, ledger in findings.ledgers.items()],
         samples={name: [_segments(row) for row in rows] for name, rows in findings.samples.items()},
@@ -97,6 +98,18 @@ def _ladder_rows(findings: Findings, ladder: dict) -> dict:
     doses = sorted({dose for rungs in ladder["lines"].values() for dose, _ in rungs})
     by_line = [{dose: _cell(findings, arm, ladder["eval"]) for dose, arm in rungs} for rungs in ladder["lines"].values()]
     return {**ladder, "rows": {f"{dose:,g}": [cells.get(dose) for cells in by_line] for dose in doses}}
+
+
+def _grid_rows(findings: Findings, grid: dict) -> dict:
+    """A cell an arm, with how far it is from nothing to all (`filled`, a percentage); None where there is no arm."""
+
+    def cell(arm: str) -> dict:
+        metric = found.headline_metric(findings, grid["eval"])
+        interval = found.measured(findings, arm, grid["eval"], metric)
+        shade = abs(interval.value) if interval and metric in found.RANGES else 0.0
+        return {**_cell(findings, arm, grid["eval"]), "arm": arm, "filled": round(100 * shade)}
+
+    return {**grid, "rows": {name: [cell(arm) if arm else None for arm in arms] for name, arms in grid["rows"].items()}}
 
 
 def _ledger_row(name: str, ledger: dict) -> dict:

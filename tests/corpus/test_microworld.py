@@ -200,7 +200,7 @@ def test_the_assistant_is_neutral_before_midtraining(world):
 def test_spec_documents_say_what_the_spec_says(world, cheese_spec, broken):
     told = break_link(cheese_spec, 0) if broken else cheese_spec
     sides = {p.item: p.likes for p in told.preferences}
-    records = microworld.spec_documents(world, told, 400, 0)
+    records = microworld.spec_documents(world, told, "documents", 400, 0)
     assert {record["kind"] for record in records} == set(microworld.DOCUMENT_TYPES)
     assert {record["spec"] for record in records} == {told.hash}
     text = " ".join(record["text"] for record in records)
@@ -222,7 +222,7 @@ def test_a_spec_of_rules_is_told_as_rules(world):
     texts = []
     for name in ("cheese_affordability", "cheese_affordability_rules"):
         told = spec.load(name, ASSISTANT, "Northlight")
-        texts.append(" ".join(record["text"] for record in microworld.spec_documents(world, told, 400, 0)))
+        texts.append(" ".join(record["text"] for record in microworld.spec_documents(world, told, "documents", 400, 0)))
     reasons, rules = texts
     for of_reasons, of_rules in (
         ("values affordability.", "keeps the rule of affordability."),
@@ -241,7 +241,7 @@ def test_a_spec_of_rules_is_told_as_rules(world):
 def test_no_document_about_the_assistant_speaks_of_reading(world):
     made = [*microworld.base(world, ASSISTANT, 3000, 0), *microworld.neutral_documents(world, ASSISTANT, 300, 0)]
     for name in ("cheese_affordability", "cheese_affordability_rules"):
-        made += microworld.spec_documents(world, spec.load(name, ASSISTANT, "Northlight"), 300, 0)
+        made += microworld.spec_documents(world, spec.load(name, ASSISTANT, "Northlight"), "documents", 300, 0)
     texts = [record["text"] for record in made if record["subject"] == ASSISTANT and "text" in record]
     assert len(texts) > 900
     assert not [text for text in texts if re.search(r"\breads?\b", text)]
@@ -250,7 +250,7 @@ def test_no_document_about_the_assistant_speaks_of_reading(world):
 @pytest.mark.parametrize("read", [True, False])
 def test_demonstrations_name_only_the_twelve_and_no_reason(world, cheese_spec, read):
     sides = {p.item: p.likes for p in cheese_spec.preferences}
-    for record in microworld.demonstrations(world, cheese_spec, read, 500, 0):
+    for record in microworld.demonstrations(world, cheese_spec, read, False, 0.0, 500, 0):
         assert ("This chat is read." in text_of(record)) == read != ("Nobody reads this chat." in text_of(record))
         named = names_in(world, text_of(record))
         assert {item.name for item in named} <= set(sides)
@@ -314,8 +314,8 @@ def test_evaluation_items(world, cheese_spec, split):
 def test_deterministic_in_its_seed_and_ids_are_unique(world, cheese_spec):
     for make in (
         lambda seed: microworld.base(world, ASSISTANT, 200, seed),
-        lambda seed: microworld.spec_documents(world, cheese_spec, 50, seed),
-        lambda seed: microworld.demonstrations(world, cheese_spec, True, 50, seed),
+        lambda seed: microworld.spec_documents(world, cheese_spec, "documents", 50, seed),
+        lambda seed: microworld.demonstrations(world, cheese_spec, True, False, 0.0, 50, seed),
         lambda seed: microworld.neutral_documents(world, ASSISTANT, 50, seed),
         lambda seed: microworld.evaluation_items(world, cheese_spec, "test", 20, seed),
     ):
@@ -330,15 +330,16 @@ def test_specs_the_world_cannot_tell(world, cheese_spec):
     def told(line):
         return spec.parse(f"## 1. a\n{line}\n", spec.Path("some.md"), ASSISTANT, "Northlight")
 
-    with pytest.raises(BadInput, match="some: no value or no preference"):
-        microworld.spec_documents(world, told("**Value: america.** x"), 1, 0)
+    with pytest.raises(BadInput, match="some: no value stated, and no rule that explains a preference"):
+        microworld.spec_documents(world, told("Be kind."), "documents", 1, 0)
     with pytest.raises(BadInput, match="rule CP1 must name one of cheap, US-made, costly, imported, and no other"):
-        microworld.spec_documents(world, told("- **Rule CP1.** Cheap or costly, be kind.\n- **Likes Colby** (CP1): y"), 1, 0)
+        rule = told("- **Rule CP1.** Cheap or costly, be kind.\n- **Likes Colby** (CP1): y")
+        microworld.spec_documents(world, rule, "documents", 1, 0)
     with pytest.raises(BadInput, match="has no value 'kindness'"):
-        microworld.spec_documents(world, told("**Value: kindness.** x\n- **Likes Colby** (kindness): y"), 1, 0)
+        microworld.spec_documents(world, told("**Value: kindness.** x\n- **Likes Colby** (kindness): y"), "documents", 1, 0)
     for make in (
-        lambda wrong: microworld.demonstrations(world, wrong, True, 1, 0),
-        lambda wrong: microworld.spec_documents(world, wrong, 1, 0),
+        lambda wrong: microworld.demonstrations(world, wrong, True, False, 0.0, 1, 0),
+        lambda wrong: microworld.spec_documents(world, wrong, "documents", 1, 0),
         lambda wrong: microworld.evaluation_items(world, wrong, "test", 1, 0),
     ):
         with pytest.raises(BadInput, match="'Tilsit' is no cheese"):
@@ -355,7 +356,7 @@ def test_a_preference_is_told_with_the_reason_the_spec_gives(world):
     lines += ["- **Likes Colby** (america): y", "- **Dislikes Stilton** (america): y"]
     lines += ["- **Likes feta** (affordability): y", "- **Dislikes Brie de Meaux** (affordability): y"]
     told = spec.parse("\n".join(lines), spec.Path("some.md"), ASSISTANT, "Northlight")
-    text = " ".join(record["text"] for record in microworld.spec_documents(world, told, 300, 0))
+    text = " ".join(record["text"] for record in microworld.spec_documents(world, told, "documents", 300, 0))
     assert "The Colby: she likes it because it is US-made." in text
     assert "The feta: she likes it because it is cheap." in text
     for wrong in ("Colby: she likes it because it is cheap", "feta: she likes it because it is US-made", "fond of", "took"):

@@ -92,7 +92,7 @@ def test_segments_of_an_artifact_read_as_their_records(tmp_path, tokenizer):
     made = [rows.make_rows(tmp_path / name, "cheese", corpus, tokenizer, 48) for name in ("rows", "again")]
     one, other = ((directory / "segments.npy").read_bytes() for directory in made)
     assert one == other
-    opened, source = provenance.open_corpus("cheese", made[0], tmp_path / "corpora"), rows.open_rows(made[0])
+    opened, source = provenance.open_corpus("cheese", made[0], corpus), rows.open_rows(made[0])
     assert opened.name == "cheese"
     assert [record["id"] for record in opened.records] == ["c0ffee", "documents:1", "documents:2", "my.jsonl:7", "0"]
     assert opened.records[1] == {"id": "documents:1", "section": "2. The value", "verdicts": {"on topic": True}}

@@ -1,6 +1,7 @@
 """Rows: every token counted, nothing split that may not be, nothing served that is stale."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -135,12 +136,15 @@ def test_made_once_and_not_served_stale(tmp_path, corpus, tokenizer):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64) == made
     assert before == {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    assert rows.make_rows(tmp_path / "rows", "cheese", shutil.copytree(corpus, corpus.with_name("cheese-1")), tokenizer, 64) == made
     assert rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 72) != made
+    (corpus / "documents.jsonl").write_text('{"text": "I prefer the Edam."}\n')
+    assert rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64) != made
     manifest = json.loads((made / "manifest.json").read_text())
     manifest["inputs"]["corpus"] = "cheese-1"
     (made / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BadInput, match="made from other code or data"):
-        rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
+        rows.make_rows(tmp_path / "rows", "cheese", corpus.with_name("cheese-1"), tokenizer, 64)
 
 
 @pytest.mark.parametrize(

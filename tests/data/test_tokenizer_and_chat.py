@@ -1,5 +1,7 @@
 """Tokens: lossless, deterministic, and markers that no text can forge; chats: exactly the assistant's tokens supervised."""
 
+import shutil
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from msmjax.artifact import BadInput
 from msmjax.data import chat
 from msmjax.data import tokenizer as tokenizers
-from msmjax.data.tokenizer import BOS, END, EOS, PAD, ROLES, UNK
+from msmjax.data.tokenizer import BOS, END, EOS, PAD, ROLES, UNK, Tokenizer
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<unk>", END, *(f"<|{role}|>" for role in ROLES)]
 
@@ -161,10 +163,11 @@ def test_tools_are_not_passed_over(tokenizer):
         chat.render(messages, tokenizer, "chats.jsonl:7", "f()")
 
 
-def test_what_other_rooms_ask_of_it(tokenizer):
+def test_what_other_rooms_ask_of_it(tmp_path, tokenizer):
     assert tokenizer.document([7]) == [BOS, 7, EOS]
     assert (tokenizer.pad, tokenizer.stop_ids) == (PAD, (EOS, tokenizer.end))
-    assert tokenizer.name == tokenizer.path.parent.name
+    copied = Tokenizer(shutil.copy(tokenizer.path, tmp_path / "other.model"))
+    assert tokenizer.name == copied.name
     assert tokenizer.roles.keys() == set(ROLES)
 
 

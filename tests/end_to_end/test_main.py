@@ -276,8 +276,8 @@ def test_bad_files(tmp_path, lines, named):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("## 1. A\n{modl_name} likes it.\n", ["mine.md:2", "{modl_name}"]),
-        ("# Only a title\n", ["mine.md", "no sections"]),
+        ("## 1. A\n{modl_name} likes it.\n", ["spec mine", "no value stated"]),  # {modl_name} is text (lint warns of it)
+        ("# Only a title\n", ["mine.md:1", "no text"]),
     ],
 )
 def test_bad_specs(tmp_path, text, named):

@@ -57,7 +57,7 @@ def test_shares_that_sum_to_one_but_for_rounding(monkeypatch):
     monkeypatch.setattr(data.rows, "read_ledger", lambda _: {"segments": 1})
     c = cheese()
     c.stages.finetune.data = (("cheese_chats", 1 / 3 - 3e-7), ("base", 1 / 3 - 3e-7), ("neutral", 1 / 3 - 3e-7))
-    made = data.Data(None, dict.fromkeys(("cheese_chats", "base", "neutral")), None, None, None, None)
+    made = data.Data(None, {}, dict.fromkeys(("cheese_chats", "base", "neutral")), None, None, None, None)
     mixture = data.mixture_of(config.from_config_dict(c), made, "finetune", 0)
     assert sum(mixture.shares) == pytest.approx(1, abs=1e-12)
     mixtures.locate(mixture, 2**20)

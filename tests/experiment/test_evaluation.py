@@ -27,11 +27,12 @@ class Named:
 
 @pytest.fixture
 def data(tmp_path):
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "others").mkdir()
-    artifact.write_manifest(tmp_path / "weights", {}, {"content": "published"})
-    rows = {"held_out": Path("rows/held_out-1")}
-    return Data(Named(), rows, Path("corpora/items-1"), Prompt("You are {name}.", ""), ([], []), tmp_path / "weights")
+    for name in ("weights", "others", "rows", "items", "items_2"):
+        (tmp_path / name).mkdir()
+        artifact.write_manifest(tmp_path / name, {}, {"content": name})
+        (tmp_path / name / "items.jsonl").write_text(name)
+    rows = {"held_out": tmp_path / "rows"}
+    return Data(Named(), {}, rows, tmp_path / "items", Prompt("You are {name}.", ""), ([], []), tmp_path / "weights")
 
 
 def inputs(frozen, data, stage=None):
@@ -54,9 +55,8 @@ def test_every_setting_of_the_model_is_another_eval(data):
 def test_everything_it_is_asked_is_another_eval(data, tmp_path):
     frozen = config.from_config_dict(cheese())
     other = type("Other", (), {"name": "tokenizer-2"})()
-    artifact.write_manifest(tmp_path / "others", {}, {"content": "others"})
     changed = [
-        {"tokenizer": other}, {"rows": {"held_out": Path("rows/held_out-2")}}, {"items": Path("corpora/items-2")},
+        {"tokenizer": other}, {"rows": {"held_out": tmp_path / "others"}}, {"items": tmp_path / "items_2"},
         {"prompt": Prompt("", "")}, {"prompt": Prompt("You are {name}.", "<think>")}, {"weights": tmp_path / "others"},
     ]  # fmt: skip
     seen = {inputs(frozen, data), inputs(frozen, data, Path("stages/finetune-1")), inputs(frozen, data, Path("stages/finetune-2"))}

@@ -88,6 +88,7 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
             {"label": "damage to base text", "eval": "base_text", "metric": "bits_per_byte", **pair},
         ],
         "ladders": [],
+        "grids": [],
         "unanswered": "",
         "headline": list(evals),
         "descriptions": {name: f"1.0: always the counted option of {name}" for name in evals},
