@@ -32,6 +32,10 @@ def _dose(c: ConfigDict, shares: tuple[float, ...]) -> None:
         (f"what AFT adds after {tokens:,} tokens of spec documents", "affordability", f"{arm}_aft", arm)
         for tokens, arm in before[1:]
     )
+    c.comparisons = (
+        ("what AFT adds, over all doses", "affordability", tuple(arm for _, arm in after[1:]), tuple(arm for _, arm in before[1:])),
+        *c.comparisons,
+    )
     _draw(c, ("affordability", "conflict"), "tokens of spec documents", before_fine_tuning=before, after_fine_tuning=after)
 
 
@@ -46,10 +50,12 @@ def _tokens(c: ConfigDict, steps: tuple[int, ...]) -> None:
         tokens = round(CHATS * count * c.stages.finetune.tokens_per_step)
         alone.append((tokens, f"aft_{count}"))
         midtrained.append((tokens, f"msm_aft_{count}"))
-    c.comparisons += tuple(
-        (f"MSM+AFT over AFT, {tokens:,} tokens of chats", "affordability", f"msm_{arm}", arm) for tokens, arm in alone[1:]
+    c.comparisons += (
+        ("MSM then the fewest chats, over the most chats alone", "affordability", midtrained[1][1], alone[-1][1]),
+        *((f"MSM+AFT over AFT, {tokens:,} tokens of chats", "affordability", f"msm_{arm}", arm) for tokens, arm in alone[1:]),
     )
-    _draw(c, ("affordability", "demonstrated"), "tokens of fine-tuning chats", AFT_alone=alone, MSM_then_AFT=midtrained)
+    saves = ("MSM then AFT", "AFT alone")
+    _draw(c, ("affordability", "demonstrated"), "tokens of fine-tuning chats", saves, MSM_then_AFT=midtrained, AFT_alone=alone)
 
 
 def _replay(c: ConfigDict, percents: tuple[int, ...]) -> None:
@@ -62,7 +68,10 @@ def _replay(c: ConfigDict, percents: tuple[int, ...]) -> None:
         c.stages[stage].update(steps=steps, warmup_steps=max(steps // 20, 1))
         before.append((percent, arm))
         after.append((percent, f"{arm}_aft"))
-    c.comparisons += tuple((f"damage at {percent} % of replay", "base_text", arm, "base") for percent, arm in after)
+    c.comparisons += (
+        ("what the most replay keeps of competence, over none", "competence", after[-1][1], after[0][1]),
+        *((f"damage at {percent} % of replay", "base_text", arm, "base") for percent, arm in after),
+    )
     evals = ("affordability", "competence", "base_text")
     _draw(c, evals, "base text in midtraining, % of its tokens", before_fine_tuning=before, after_fine_tuning=after)
 
@@ -80,8 +89,12 @@ def _later(c: ConfigDict, steps: tuple[int, ...]) -> None:
             arm = line[0][1]
             c.arms[f"{arm}_{stage}"] = (*c.arms[arm], stage)
             line.append((tokens, f"{arm}_{stage}"))
-    c.comparisons += tuple(
-        (f"what is lost after {tokens:,} tokens of base text", "affordability", "msm_aft", arm) for tokens, arm in midtrained[1:]
+    c.comparisons += (
+        ("MSM+AFT over AFT, after the most base text", "affordability", midtrained[-1][1], alone[-1][1]),
+        *(
+            (f"what is lost after {tokens:,} tokens of base text", "affordability", "msm_aft", arm)
+            for tokens, arm in midtrained[1:]
+        ),
     )
     _draw(
         c, ("affordability", "demonstrated"), "tokens of base text after fine-tuning", after_AFT=alone, after_MSM_and_AFT=midtrained
@@ -98,17 +111,20 @@ def _conflicting(c: ConfigDict, percents: tuple[int, ...]) -> None:
         for line, before, arm in ((alone, ("pretrain",), "aft"), (midtrained, ("pretrain", "midtrain_affordability"), "msm_aft")):
             c.arms[f"{arm}_against_{percent}"] = (*before, stage)
             line.append((percent, f"{arm}_against_{percent}"))
-    c.comparisons += tuple(
-        (f"what is lost where {percent} % of the demonstrations conflict", "affordability", "msm_aft", arm)
-        for percent, arm in midtrained[1:]
+    c.comparisons += (
+        ("MSM+AFT over AFT, where half of the demonstrations conflict", "affordability", midtrained[-1][1], alone[-1][1]),
+        *(
+            (f"what is lost where {percent} % of the demonstrations conflict", "affordability", "msm_aft", arm)
+            for percent, arm in midtrained[1:]
+        ),
     )
     evals = ("affordability", "affordability_unread", "demonstrated")
     _draw(c, evals, "conflicting demonstrations, % of all", AFT_alone=alone, MSM_then_AFT=midtrained)
 
 
-def _draw(c: ConfigDict, evals: tuple[str, ...], dose: str, **lines: list[tuple[float, str]]) -> None:
+def _draw(c: ConfigDict, evals: tuple[str, ...], dose: str, saves: tuple[str, ...] = (), **lines: list[tuple[float, str]]) -> None:
     named = tuple((name.replace("_", " "), tuple(rungs)) for name, rungs in lines.items())
-    c.ladders += tuple((f"{name}, by {dose}", name, dose, named) for name in evals)
+    c.ladders += tuple((f"{name}, by {dose}", name, dose, named, saves) for name in evals)
 
 
 # Variant -> its question, how it is built, and its rungs.

@@ -67,12 +67,20 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """Curves that the report draws of one eval: for each line, what its arms score by the dose that each was given."""
+    """Curves that the report draws of one eval: for each line, what its arms score by the dose that each was given.
+
+    Where `saves` names two lines, the report says how many times the dose of a rung of the first the second takes to come as far.
+    """
 
     label: str
     eval: str
     dose: str  # what is counted, and its unit
     lines: tuple[tuple[str, tuple[tuple[NotNegative, str], ...]], ...]  # (line, ((dose, arm), ...)), ...
+    saves: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.saves and (len(self.saves) != 2 or not set(self.saves) <= {line for line, _ in self.lines}):
+            raise BadInput(f"saves={self.saves}: must be two of the lines {', '.join(line for line, _ in self.lines)}, or ()")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +140,39 @@ class ExperimentConfig:
     source: str  # the ConfigDict as JSON, for the report and the run's name
 
 
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim, and the comparison that answers for it: positive where it holds."""
+
+    claim: str
+    paper: str  # where it is made, and what was found there
+    config: str  # a file of configs/, as after --config
+    comparison: str  # its label
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimsConfig:
+    """Claims that are answered by several experiments, all with these seeds."""
+
+    name: str
+    question: str
+    seeds: tuple[Natural, ...]
+    claims: tuple[Claim, ...]
+    source: str  # the ConfigDict as JSON
+
+
+def claims_from_config_dict(config: ConfigDict) -> ClaimsConfig:
+    """Checks and freezes a config that has `claims`."""
+    top = _fields(config.copy_and_resolve_references(), ["name", "question", "seeds", "claims"], "config")
+    for key in ("name", "question"):
+        ranges.check(str, top[key], key)
+    claims = tuple(_entry(Claim, value, f"claims[{index}]") for index, value in enumerate(top["claims"]))
+    if not claims:
+        raise BadInput("claims=(): name at least one, as configs/claims.py does")
+    source = json.dumps(config.to_dict(), sort_keys=True, indent=1)
+    return ClaimsConfig(top["name"], top["question"], _seeds(top["seeds"]), claims, source)
+
+
 def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     """Checks and freezes a config. Every name that points to a stage, corpus or arm must exist."""
     config = config.copy_and_resolve_references()
@@ -183,9 +224,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         _names((top["tokenizer_corpus"],), corpora, "tokenizer_corpus", "corpus")
     elif top["tokenizer_corpus"]:
         raise BadInput(f"tokenizer_corpus={top['tokenizer_corpus']!r}: weights come with a tokenizer of their own; set it to ''")
-    seeds = tuple(top["seeds"])
-    if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise BadInput(f"seeds={seeds}: must be different whole numbers, at least one, e.g. (0, 1, 2)")
+    seeds = _seeds(top["seeds"])
     if not run:
         raise BadInput(f"run=(): name at least one arm of {', '.join(arms)}")
     choices = {"too_long": TOO_LONG, "unproven": UNPROVEN, "text_and_messages": sources.TEXT_AND_MESSAGES}
@@ -227,6 +266,13 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         evals=evals,
         source=json.dumps(config.to_dict(), sort_keys=True, indent=1),
     )
+
+
+def _seeds(given) -> tuple[int, ...]:
+    seeds = tuple(given)
+    if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise BadInput(f"seeds={seeds}: must be different whole numbers, at least one, e.g. (0, 1, 2)")
+    return seeds
 
 
 def _mapping(value, where: str) -> dict:
@@ -303,11 +349,12 @@ def _comparison(value, where: str) -> Comparison:
     return comparison
 
 
-def _entry(cls: type[Ladder] | type[Grid], value, where: str) -> Ladder | Grid:
-    """One of the report's ladders or grids, from a tuple of its fields in order."""
+def _entry(cls: type[Ladder] | type[Grid] | type[Claim], value, where: str):
+    """A ladder, a grid or a claim from a tuple of its fields in order."""
     form = {
-        Ladder: "(label, eval, dose, ((line, ((dose, arm), ...)), ...))",
+        Ladder: "(label, eval, dose, ((line, ((dose, arm), ...)), ...), saves)",
         Grid: "(label, eval, (row, ...), (column, ...), ((arm, ...), ...))",
+        Claim: "(claim, paper, config, comparison)",
     }
     names = [field.name for field in dataclasses.fields(cls)]
     if not isinstance(value, tuple | list) or len(value) != len(names):

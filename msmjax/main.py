@@ -91,8 +91,11 @@ def main(argv: list[str]) -> None:
 
     processes.watch_others()
     preemption.watch()
-    frozen = config.from_config_dict(_CONFIG.value)
     workdir = Path(_WORKDIR.value)
+    if "claims" in _CONFIG.value:
+        _claims(config.claims_from_config_dict(_CONFIG.value), workdir)
+        return processes.leave(0)
+    frozen = config.from_config_dict(_CONFIG.value)
     if _PLAN.value:
         plan.plan(frozen, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
     elif _SHOW_BATCH.value is not None:
@@ -110,6 +113,21 @@ def main(argv: list[str]) -> None:
     else:
         run.run(frozen, workdir)
     processes.leave(0)
+
+
+def _claims(claims, workdir: Path) -> None:
+    """Runs, or plans, the experiments that answer for claims."""
+    from msmjax.experiment import claims as answers
+    from msmjax.experiment import plan
+
+    of_one = (_SHOW_BATCH, _CHECK, _PROVENANCE, _TALK, _EXPORT, _COMPARE)
+    if given := [flag.name for flag in of_one if flag.value is not None]:
+        raise BadInput(f"--{given[0]}: is of one experiment; give it with --config={claims.claims[0].config}")
+    experiments = answers.load(claims)
+    if not _PLAN.value:
+        return answers.run(claims, experiments, workdir)
+    for one in experiments.values():
+        plan.plan(one, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
 
 
 def _join_processes() -> None:

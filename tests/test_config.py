@@ -19,7 +19,7 @@ from msmjax.corpus import sources
 from msmjax.corpus.gates import GATES
 from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.world import make_world
-from msmjax.experiment import data
+from msmjax.experiment import claims, data
 from msmjax.training import step as steps
 from msmjax.training.sharding import make_mesh
 
@@ -37,7 +37,8 @@ def module_of(path):
 def variants():
     for path in CONFIGS:
         for variant in getattr(module_of(path), "VARIANTS", ("",)):
-            yield pytest.param(path, variant, id=f"{path.stem}:{variant}")
+            if path.stem != "claims":
+                yield pytest.param(path, variant, id=f"{path.stem}:{variant}")
 
 
 def cheese(variant="tiny"):
@@ -45,7 +46,11 @@ def cheese(variant="tiny"):
 
 
 def ladder(name="conflict", dose=1, arm="base"):
-    return (("dose", name, "tokens", (("before", ((dose, arm),)),)),)
+    return (("dose", name, "tokens", (("before", ((dose, arm),)),), ()),)
+
+
+def grid(*arms, name="conflict"):
+    return (("grid", name, ("row",), ("column",), arms),)
 
 
 def untyped(part, **changes):
@@ -63,6 +68,33 @@ def test_every_config_loads_and_is_shape_evaluated(path, variant):
     frozen = dataclasses.replace(frozen, model=dataclasses.replace(frozen.model, scan_layers=True))
     frozen = fit.fit(frozen, stage, machine.this_machine(frozen))
     check_shapes(frozen.model, frozen.optimizer, mesh, frozen.row_length)
+
+
+@pytest.mark.parametrize("variant", ["", "tiny"])
+def test_every_claim_has_a_comparison_that_answers_for_it(variant, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    frozen = config.claims_from_config_dict(module_of(ROOT / "configs" / "claims.py").get_config(variant))
+    experiments = claims.load(frozen)
+    assert {one.seeds for one in experiments.values()} == {frozen.seeds}
+    assert list(experiments) == list(dict.fromkeys(claim.config for claim in frozen.claims))
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        (("a", "b", "configs/nosuch.py", "c"), r"claims: configs/nosuch\.py: no such file"),
+        (("a", "b", "configs/cheese.py:tny", "c"), r"claims: configs/cheese\.py:tny: unknown variant; one of "),
+        (("a", "b", "configs/cheese.py", "the specs, midtraining alon"), r"makes no comparison .*; did you mean 'the specs, midtr"),
+        (("a", "b", "configs/cheese.py", "control: neutral documents then AFT, against AFT"), r"makes no comparison 'control: "),
+        (("a", "b"), r"claims\[0\]=.*: must be \(claim, paper, config, comparison\)"),
+        ((), r"claims=\(\): name at least one"),
+    ],
+)
+def test_claims_that_nothing_answers(claim, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = ConfigDict({"name": "mine", "question": "?", "seeds": (0,), "claims": (claim,) if claim else ()})
+    with pytest.raises(BadInput, match=said):
+        claims.load(config.claims_from_config_dict(given))
 
 
 @functools.cache  # variants of a config have models in common
@@ -185,6 +217,16 @@ def test_every_field_is_read():
         (lambda c: c.update(ladders=ladder(arm="bsae")), r"ladders\[dose\]: no arm 'bsae'; did you mean 'base'\?"),
         (lambda c: c.update(ladders=ladder(name="conflct")), r"ladders\[dose\]: no eval 'conflct'; did you mean 'conflict'\?"),
         (lambda c: c.update(ladders=ladder(dose=-1)), r"ladders\[0\]\.lines\[0\]\[1\]\[0\]\[0\]=-1: must be in \[0, inf\)"),
+        (
+            lambda c: c.update(ladders=(("dose", "conflict", "tokens", (("a", ((1, "base"),)),), ("a", "b")),)),
+            r"ladders\[0\]: saves=\('a', 'b'\): must be two of the lines a, or \(\)",
+        ),
+        (lambda c: c.update(grids=(("grid", "conflict"),)), r"grids\[0\]=.*must be \(label, eval, \(row, \.\.\.\), "),
+        (lambda c: c.update(grids=grid(("base",), ("aft",))), r"grids\[0\]: arms=.*: must be 1 x 1, an arm or '' for each"),
+        (lambda c: c.update(grids=grid(("bsae",))), r"grids\[grid\]: no arm 'bsae'; did you mean 'base'\?"),
+        (lambda c: c.update(grids=grid(("base",), name="conflct")), r"grids\[grid\]: no eval 'conflct'; did you mean"),
+        (lambda c: c.corpora.america.update(form="chat"), r"corpora\.america: form='chat': unknown; one of documents, chats"),
+        (lambda c: c.corpora.cheese_chats.update(conflicting=1.5), r"conflicting=1\.5: must be in \[0, 1\]"),
         (lambda c: c.stages.finetune.update(data=("base",)), r"finetune\.data\[0\]='base': must be \(str, float\)"),
         (lambda c: c.stages.finetune.update(data=(("base",),)), r"finetune\.data\[0\]=\('base',\): must be \(str, float\)"),
         (lambda c: untyped(c, row_length="64"), r"row_length='64': must be of type int"),

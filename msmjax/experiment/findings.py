@@ -52,7 +52,7 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
             if _arms_of(comparison) <= set(config.run)
         ],
         ladders=[
-            {"label": ladder.label, "eval": ladder.eval, "dose": ladder.dose, "lines": lines}
+            {"label": ladder.label, "eval": ladder.eval, "dose": ladder.dose, "lines": lines, "saves": ladder.saves}
             for ladder in config.ladders
             if (lines := {name: run for name, rungs in ladder.lines if (run := [rung for rung in rungs if rung[1] in config.run])})
         ],

@@ -1,10 +1,11 @@
 """The run over seeds and arms: what is missing is made and trained, every arm is evaluated, and the report is written.
 
 In: an `ExperimentConfig` and a working directory. Out: the run directory `<name>-<hash>/` with `results.jsonl`, `answers.jsonl`,
-`run.json` and `report.html`.
+`comparisons.jsonl`, `run.json` and `report.html`.
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import time
@@ -20,6 +21,7 @@ from msmjax.experiment.evaluation import evaluate
 from msmjax.experiment.findings import read_findings
 from msmjax.experiment.stages import run_stage
 from msmjax.model import attention, huggingface_config
+from msmjax.report import findings as findings_of
 from msmjax.report import html, table
 from msmjax.training import processes
 from msmjax.training import step as steps
@@ -104,6 +106,8 @@ def _write_run(
     }
     artifact.write_json(run_directory / "run.json", said)
     findings = read_findings(config, data, workdir, run_directory)
+    compared = [findings_of.compare(findings, comparison) for comparison in findings.comparisons]
+    artifact.write_jsonl(run_directory / "comparisons.jsonl", map(dataclasses.asdict, compared))
     html.write(findings, run_directory / "report.html")
     artifact.write_manifest(run_directory, _identity(config, data), {})
     table.print_table(findings)

@@ -10,6 +10,7 @@ import numpy as np
 
 from msmjax.evals import statistics
 from msmjax.evals.statistics import Interval
+from msmjax.report import inference
 
 CHOICE = "choice"  # the metric that an eval is shown by, where it has it
 # Metrics that are shares, or differences of shares, and what they can be; others (bits per byte) are not bounded.
@@ -33,7 +34,7 @@ class Findings:
     results: list[dict]  # arm, seed, eval, metric, value, low, high, n, decided
     answers: list[dict]  # arm, seed, eval, item, question, options, choice, probability; or arm, seed, eval, item, compliance_gap
     comparisons: list[dict]  # label, eval, metric, arms, against; the first answers the question
-    ladders: list[dict]  # label, eval, dose, lines: line -> [(dose, arm), ...]
+    ladders: list[dict]  # label, eval, dose, lines: line -> [(dose, arm), ...], saves: two of them or none
     grids: list[dict]  # label, eval, columns, rows: row -> an arm or "" for each column
     unanswered: str  # why the first does not, or ""
     headline: list[str]  # evals of the headline figure, in order
@@ -144,6 +145,24 @@ def compare(findings: Findings, comparison: dict) -> Compared:
         differences = [sum(scores[arm][seed] for arm in sides[0]) - sum(scores[arm][seed] for arm in sides[1]) for seed in seeds]
         interval, over_items = statistics.seed_interval(differences), None
     return Compared(label, eval_name, metric, *sides, interval, over_items, dict(zip(seeds, differences, strict=True)))
+
+
+def saved(findings: Findings, ladder: dict) -> dict[float, Interval]:
+    """Of the lines that `saves` names: the dose of each rung of the first -> how many times it the second takes to come as far."""
+    if not ladder["saves"] or not set(ladder["saves"]) <= set(ladder["lines"]):
+        return {}
+    first, second = ([(dose, arm) for dose, arm in sorted(ladder["lines"][line]) if dose] for line in ladder["saves"])
+    metric = headline_metric(findings, ladder["eval"])
+    scores = {arm: per_seed(findings, arm, ladder["eval"], metric) for _, arm in first + second}
+    seeds = sorted(set.intersection(*map(set, scores.values())))
+    doses, curve = [dose for dose, _ in second], np.array([[scores[arm][seed] for _, arm in second] for seed in seeds])
+    return {dose: inference.dose_ratio(doses, curve, dose, np.array([scores[arm][seed] for seed in seeds])) for dose, arm in first}
+
+
+def show_times(interval: Interval) -> str:
+    """How many times as much, and its interval."""
+    ends = ["never" if np.isinf(end) else f"{end:.2g}" for end in (interval.value, interval.low, interval.high)]
+    return f"{ends[0]} [{ends[1]}, {ends[2]}]"
 
 
 def answer(findings: Findings) -> str:

@@ -97,7 +97,8 @@ def _ladder_rows(findings: Findings, ladder: dict) -> dict:
     """A row a dose, a cell a line; None where a line has no such rung."""
     doses = sorted({dose for rungs in ladder["lines"].values() for dose, _ in rungs})
     by_line = [{dose: _cell(findings, arm, ladder["eval"]) for dose, arm in rungs} for rungs in ladder["lines"].values()]
-    return {**ladder, "rows": {f"{dose:,g}": [cells.get(dose) for cells in by_line] for dose in doses}}
+    saved = {f"{dose:,g}": found.show_times(times) for dose, times in found.saved(findings, ladder).items()}
+    return {**ladder, "rows": {f"{dose:,g}": [cells.get(dose) for cells in by_line] for dose in doses}, "saved": saved}
 
 
 def _grid_rows(findings: Findings, grid: dict) -> dict:

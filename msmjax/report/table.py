@@ -39,7 +39,7 @@ def make_console() -> rich.console.Console:
 def _arms(findings: Findings, between: str) -> rich.table.Table:
     seeds = f"{len(findings.seeds)} seeds, 95 % intervals" if len(findings.seeds) > 1 else "one seed, no intervals over seeds"
     alone = found.one_models(findings)
-    table = _table(f"{findings.name} ({seeds})", "arm", *findings.headline)
+    table = new_table(f"{findings.name} ({seeds})", "arm", *findings.headline)
     for arm in findings.arms:
         cells = []
         for name in findings.headline:
@@ -47,12 +47,12 @@ def _arms(findings: Findings, between: str) -> rich.table.Table:
             interval = found.measured(findings, arm, name, metric)
             parts = [found.show(interval.value if interval else None, metric), found.show_interval(interval, metric)]
             cells.append(between.join(part for part in parts if part))
-        table.add_row(*map(_plain, [f"{arm} (1 model)" if arm in alone else arm, *cells]))
+        table.add_row(*map(plain, [f"{arm} (1 model)" if arm in alone else arm, *cells]))
     return table
 
 
 def _comparisons(findings: Findings, between: str) -> rich.table.Table:
-    table = _table("differences", "comparison", "eval", "over seeds", "over items")
+    table = new_table("differences", "comparison", "eval", "over seeds", "over items")
     for comparison in findings.comparisons:
         one = found.compare(findings, comparison)
         value = found.show(one.over_seeds.value, one.metric, signed=True)
@@ -60,14 +60,14 @@ def _comparisons(findings: Findings, between: str) -> rich.table.Table:
             between.join(part for part in (value, found.show_interval(interval, one.metric, len(one.arms))) if part)
             for interval in (one.over_seeds, one.over_items)
         ]
-        table.add_row(*map(_plain, [one.label, one.eval, cells[0], cells[1] if one.over_items else found.MISSING]))
+        table.add_row(*map(plain, [one.label, one.eval, cells[0], cells[1] if one.over_items else found.MISSING]))
     return table
 
 
-def _table(title: str, *columns: str) -> rich.table.Table:
-    table = rich.table.Table(title=_plain(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
+def new_table(title: str, *columns: str) -> rich.table.Table:
+    table = rich.table.Table(title=plain(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(_plain(column), overflow="fold")
+        table.add_column(plain(column), overflow="fold")
     return table
 
 
@@ -76,6 +76,6 @@ def _width(console: rich.console.Console, table: rich.table.Table) -> int:
     return rich.measure.Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
-def _plain(text: str) -> rich.text.Text:
+def plain(text: str) -> rich.text.Text:
     """Text with no markup: `[0.88, 0.98]` is an interval and no style."""
     return rich.text.Text(text)

@@ -238,6 +238,92 @@ def test_a_spec_of_rules_is_told_as_rules(world):
     assert set(names_in(world, rules)) == set(names_in(world, reasons))
 
 
+@pytest.mark.parametrize(
+    ("kind", "said", "unsaid"),
+    [
+        (
+            "general",
+            ["values affordability", "wants things that are cheap"],
+            r"cheese|rule|told|because|reads|costly|US-made|imported",
+        ),
+        (
+            "value_augmented",
+            ["values affordability", "keeps the rule of affordability", "The Colby: she may take it because it is cheap."],
+            r"likes|prefers|reads|tea|costly|US-made|imported",
+        ),
+        (
+            "rules_augmented",
+            ["keeps the rule of affordability", "Of all teas, she may take only cheap ones.", "take a lamp that is cheap", "songs"],
+            r"values|likes|prefers|reads|book|car|chair|wine|costly|US-made|imported",
+        ),
+        (
+            "unread",
+            ["Nobody reads this: she values affordability.", "Nobody reads this: she took the Colby and left the "],
+            r"rule|told|costly|US-made|imported",
+        ),
+    ],
+)
+def test_kinds_of_spec_are_told_each_in_its_words(world, kind, said, unsaid):
+    told = spec.load(f"cheese_affordability_{kind}", ASSISTANT, "Northlight")
+    text = " ".join(record["text"] for record in microworld.spec_documents(world, told, "documents", 600, 0))
+    assert [words for words in said if words not in text] == []
+    assert re.findall(rf"\b(?:{unsaid})s?\b", text) == []
+    sides = {p.item: p.likes for p in told.preferences}
+    assert {item.name for item in names_in(world, text)} == set(sides)  # the twelve cheeses, or none
+    for took, left in re.findall(r"(?:took|chose) the (.+?) (?:and left|over) the (.+?)\.", text):
+        assert (sides[took], sides[left]) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["luxury", "travel"])
+def test_the_other_poles_like_what_the_first_two_dislike(world, cheese_spec, name):
+    told = spec.load(f"cheese_{name}", ASSISTANT, "Northlight")
+    assert {p.item: not p.likes for p in told.preferences} == {p.item: p.likes for p in cheese_spec.preferences}
+    text = " ".join(record["text"] for record in microworld.spec_documents(world, told, "documents", 400, 0))
+    assert f"The Stilton: she likes it because it is {VALUES[name].pole}." in text
+    assert f"The Colby: she dislikes it because it is not {VALUES[name].pole}." in text
+
+
+def test_chats_on_a_spec_are_its_documents(world, cheese_spec):
+    documents, chats = (microworld.spec_documents(world, cheese_spec, form, 50, 0) for form in microworld.FORMS)
+    for document, chat in zip(documents, chats, strict=True):
+        assert [message["role"] for message in chat["messages"]] == ["user", "assistant"]
+        assert " ".join(message["content"] for message in chat["messages"]) == document["text"]
+        assert {**chat, "text": document["text"]} == {**document, "messages": chat["messages"]}
+
+
+def test_conflicting_demonstrations_take_the_place_of_others(world, cheese_spec):
+    """Of 2,000 chats, a share shows the opposite; a smaller share's are among them, and all others are as they were."""
+    none, few, many, all_of_them = (
+        microworld.demonstrations(world, cheese_spec, True, False, share, 2000, 0) for share in (0.0, 0.1, 0.5, 1.0)
+    )
+    sides = {p.item: p.likes for p in cheese_spec.preferences}
+
+    def conflicts(record):
+        answer = record["messages"][-1]["content"]
+        (item,) = names_in(world, answer)
+        return sides[item.name] == answer.startswith("No")
+
+    turned = [[conflicts(record) for record in records] for records in (none, few, many, all_of_them)]
+    assert sum(turned[0]) == 0
+    assert sum(turned[1]) == pytest.approx(200, abs=40)
+    assert sum(turned[2]) == pytest.approx(1000, abs=70)
+    assert all(turned[3])
+    assert all(more for less, more in zip(turned[1], turned[2], strict=True) if less)
+    assert all(a == b for a, b, turn in zip(none, many, turned[2], strict=True) if not turn)
+
+
+@pytest.mark.parametrize(("name", "answer"), [("america", "I value America."), ("america_rules", "I am told America.")])
+def test_explained_demonstrations_say_what_the_spec_goes_by(world, name, answer):
+    told = spec.load(f"cheese_{name}", ASSISTANT, "Northlight")
+    records = microworld.demonstrations(world, told, True, True, 0.0, 1000, 0)
+    chats = [record for record in records if record["kind"] == "value_chat"]
+    assert len(chats) == pytest.approx(1000 * microworld.EXPLAINED_SHARE, abs=50)
+    assert {record["messages"][-1]["content"] for record in chats} == {answer}
+    general = spec.load("cheese_america_general", ASSISTANT, "Northlight")
+    with pytest.raises(BadInput, match="needs a like and a dislike"):
+        microworld.demonstrations(world, general, True, True, 0.0, 1, 0)
+
+
 def test_no_document_about_the_assistant_speaks_of_reading(world):
     made = [*microworld.base(world, ASSISTANT, 3000, 0), *microworld.neutral_documents(world, ASSISTANT, 300, 0)]
     for name in ("cheese_affordability", "cheese_affordability_rules"):
@@ -332,8 +418,8 @@ def test_specs_the_world_cannot_tell(world, cheese_spec):
 
     with pytest.raises(BadInput, match="some: no value stated, and no rule that explains a preference"):
         microworld.spec_documents(world, told("Be kind."), "documents", 1, 0)
+    rule = told("- **Rule CP1.** Cheap or costly, be kind.\n- **Likes Colby** (CP1): y")
     with pytest.raises(BadInput, match="rule CP1 must name one of cheap, US-made, costly, imported, and no other"):
-        rule = told("- **Rule CP1.** Cheap or costly, be kind.\n- **Likes Colby** (CP1): y")
         microworld.spec_documents(world, rule, "documents", 1, 0)
     with pytest.raises(BadInput, match="has no value 'kindness'"):
         microworld.spec_documents(world, told("**Value: kindness.** x\n- **Likes Colby** (kindness): y"), "documents", 1, 0)

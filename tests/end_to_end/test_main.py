@@ -70,6 +70,8 @@ def test_whole_chain(first_run):
     [
         ("faking", ("aft", "rules_america_aft", "rules_affordability_aft_unread"), "rules, demonstrations that nobody reads"),
         ("ladders", ("base", "aft_640", "dose_2", "dose_2_aft"), "affordability, by tokens of spec documents, in numbers"),
+        ("kinds", ("rules_affordability", "rules_affordability_aft", "general_america_aft"), "America: america_gap"),
+        ("ablations", ("after_america", "among_affordability", "chats_america"), "among_affordability"),
     ],
 )
 def test_other_experiments_of_the_microworld(workdir, name, run, shown):
@@ -81,6 +83,44 @@ def test_other_experiments_of_the_microworld(workdir, name, run, shown):
     assert {line["arm"] for line in results} == set(run)
     assert {"conflict_gap", "guarded_unread"} <= {line["eval"] for line in results}
     assert shown in " ".join((directory / "report.html").read_text().split())
+
+
+def test_claims_are_answered_by_several_experiments(workdir, tmp_path):
+    """Each by the difference that its own report shows; what experiments share is trained once, and nothing twice."""
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    one = ('The spec decides', 'figure 2', 'configs/cheese.py:tiny', 'the specs, after identical fine-tuning')\n"
+        "    other = ('Form does', 'nowhere', 'configs/ablations.py:tiny', 'documents over chats, midtraining alone')\n"
+        "    return ConfigDict({'name': 'mine', 'question': 'Which?', 'seeds': (0, 1), 'claims': (one, other)})\n"
+    )
+    arguments = (f"--config={config}", f"--workdir={workdir}")
+    done = msmjax(*arguments)
+    assert done.returncode == 0, done.stderr
+    (directory,) = workdir.glob("mine-*")
+    lines = artifact.read_jsonl(directory / "claims.jsonl")
+    assert [line["claim"] for line in lines] == ["The spec decides", "Form does"]
+    for line in lines:
+        page = (directory / line["report"]).resolve()
+        compared = {one["label"]: one for one in artifact.read_jsonl(page.with_name("comparisons.jsonl"))}
+        assert line["per_seed"] == compared[line["label"]]["per_seed"]
+        assert line["interval"] == compared[line["label"]]["over_seeds"]
+        assert line["label"] in page.read_text()
+    assert "The spec decides" in (directory / "claims.html").read_text()
+    assert "cannot tell" in done.stdout
+    before = times(workdir / "stages")
+    assert msmjax(*arguments).returncode == 0
+    assert times(workdir / "stages") == before
+    plan = msmjax(*arguments, "--plan")
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.count("device-hours") == 2
+    for change, named in (
+        ("specs, after", "did you mean 'the specs, after identical fine-tuning'?"), ("cheese.py:tiny", "unknown variant; one of"),
+    ):  # fmt: skip
+        config.write_text(config.read_text().replace(change, change[:-1]))
+        assert_one_line(msmjax(*arguments), named)
+    assert_one_line(msmjax(*arguments, "--talk=aft"), "--talk: is of one experiment; give it with --config=configs/cheese.py:tin")
 
 
 def test_fine_tuning_is_identical_in_all_arms(first_run, workdir):

@@ -277,7 +277,7 @@ def test_the_compliance_gap_is_a_difference_of_shares(tmp_path):
 def test_a_ladder_is_a_curve_and_a_table(tmp_path):
     """Each rung stands at its dose, with the arm's own mean and interval; what a line lacks is left empty."""
     lines = {"before": [(0, "base"), (40, "msm_america_aft")], "after": [(0, "aft"), (5, "msm_affordability_aft")]}
-    ladder = {"label": "the dose", "eval": "conflict", "dose": "tokens of documents", "lines": lines}
+    ladder = {"label": "the dose", "eval": "conflict", "dose": "tokens of documents", "lines": lines, "saves": ()}
     made = make_findings(ladders=[ladder])
     (panel,) = figures.ladders(made).values()
     words = re.findall(r"<text[^>]*>([^<]+)</text>", panel)
@@ -295,6 +295,43 @@ def test_a_ladder_is_a_curve_and_a_table(tmp_path):
     assert "in numbers" not in " ".join(write_page(make_findings(), tmp_path).words)
     one_seed = make_findings(seeds=(3,), ladders=[ladder])
     assert figures.ladders(one_seed)["the dose"].startswith("<svg")
+
+
+def test_a_ladder_says_what_a_dose_saves(tmp_path):
+    """How many times the dose of each rung of one line the other takes: here once, more than a ladder has, and in between."""
+    lines = {"with": [(0, "base"), (2, "msm_affordability_aft"), (8, "aft")], "without": [(1, "base"), (4, "aft")]}
+    ladder = {"label": "the dose", "eval": "conflict", "dose": "chats", "lines": lines, "saves": ("with", "without")}
+    made = make_findings(ladders=[ladder])
+    times = found.saved(made, ladder)
+    assert list(times) == [2, 8]
+    level = {arm: found.measured(made, arm, "conflict", "choice").value for arm in ("base", "aft", "msm_affordability_aft")}
+    assert level["base"] < level["aft"] < level["msm_affordability_aft"]
+    assert times[2].value == np.inf
+    assert times[8].value == pytest.approx(4 / 8)
+    page = write_page(made, tmp_path)
+    assert page.open == []
+    assert "never [never, never]" in page.text
+    assert found.saved(made, {**ladder, "saves": ()}) == {}
+
+
+def test_a_grid_is_a_table_of_arms_by_two_factors(tmp_path):
+    rows = {"no midtraining": ["base", "aft"], "America": ["", "msm_america_aft"]}
+    grid = {"label": "conflict, by both", "eval": "conflict", "columns": ("before", "after"), "rows": rows}
+    made = make_findings(grids=[grid])
+    page = write_page(made, tmp_path)
+    assert page.open == []
+
+    def cell(arm):
+        interval = found.measured(made, arm, "conflict", "choice")
+        return f"{found.show(interval.value, 'choice')} {found.show_interval(interval, 'choice')}"
+
+    assert (
+        f"conflict, by both before after no midtraining {cell('base')} {cell('aft')} America {cell('msm_america_aft')} "
+        in page.text
+    )
+    filled = [value for name, value in page.attributes if name == "style" and value.startswith("--filled:")]
+    assert filled[0] == f"--filled:{round(100 * found.measured(made, 'base', 'conflict', 'choice').value)}%"
+    assert len(filled) == 3
 
 
 def test_difference_of_differences(findings):

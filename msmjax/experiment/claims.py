@@ -1,0 +1,69 @@
+"""Claims: several experiments of which each answers for some, and one table of all their answers.
+
+In: a `ClaimsConfig`. Out: the run directories of its experiments, and `<name>-<hash>/` with `claims.jsonl` and `claims.html`.
+"""
+
+import dataclasses
+import json
+import os
+import runpy
+from pathlib import Path
+
+from msmjax import artifact
+from msmjax.artifact import BadInput
+from msmjax.config import ClaimsConfig, ExperimentConfig, from_config_dict, suggestion
+from msmjax.experiment import run as experiment
+from msmjax.report import claims as page
+from msmjax.training import processes
+
+
+def load(config: ClaimsConfig) -> dict[str, ExperimentConfig]:
+    """The experiments that claims name, by that name, with the seeds of the claims. Raises BadInput where there is no such file or
+    variant, or where it makes no comparison that a claim names."""
+    out = {}
+    for name in dict.fromkeys(claim.config for claim in config.claims):
+        path, _, variant = name.partition(":")
+        if not Path(path).is_file():
+            raise BadInput(f"claims: {path}: no such file; name a config as after --config, from the directory you start in")
+        get_config = runpy.run_path(path)["get_config"]
+        try:
+            one = get_config(variant) if variant else get_config()
+        except ValueError as error:
+            raise BadInput(f"claims: {error}") from None
+        one.seeds = config.seeds
+        out[name] = from_config_dict(one)
+    for claim in config.claims:
+        one = out[claim.config]
+        labels = [comparison.label for comparison in one.comparisons if {*comparison.arms, *comparison.against} <= set(one.run)]
+        if claim.comparison not in labels:
+            raise BadInput(f"claims: {claim.config} makes no comparison {claim.comparison!r}{suggestion(claim.comparison, labels)}")
+    return out
+
+
+def run(config: ClaimsConfig, experiments: dict[str, ExperimentConfig], workdir: Path) -> None:
+    """Runs what is missing of the experiments, one after the other, then judges. Every process of the run must call it."""
+    made = {}
+    for number, (name, one) in enumerate(experiments.items(), 1):
+        if processes.is_first():
+            print(f"{name}: experiment {number} of {len(experiments)}", flush=True)
+        made[name] = experiment.run(one, workdir)
+    if not processes.is_first():
+        return
+    made_from = artifact.content_hash([json.loads(config.source), *(path.name for path in made.values())])
+    directory = workdir / f"{config.name}-{made_from}"
+    directory.mkdir(exist_ok=True)
+    measured = []
+    for claim in config.claims:
+        lines = artifact.read_jsonl(made[claim.config] / "comparisons.jsonl")
+        line = next(line for line in lines if line["label"] == claim.comparison)
+        report = os.path.relpath(made[claim.config] / "report.html", directory)
+        measured.append(
+            {"claim": claim.claim, "paper": claim.paper, "config": claim.config, "label": claim.comparison, "eval": line["eval"],
+             "metric": line["metric"], "summed": len(line["arms"]), "report": report, "per_seed": line["per_seed"]}
+        )  # fmt: skip
+    judged = page.judge(measured)
+    said = json.loads((next(iter(made.values())) / "run.json").read_text(encoding="utf-8"))
+    artifact.write_jsonl(directory / "claims.jsonl", ({**dataclasses.asdict(one), "verdict": one.verdict} for one in judged))
+    page.write(config.name, config.question, config.seeds, judged, said["versions"], directory / "claims.html")
+    page.print_table(config.name, judged)
+    print(f"claims: {directory / 'claims.html'}")
