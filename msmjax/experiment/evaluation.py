@@ -28,11 +28,18 @@ def eval_inputs(config: ExperimentConfig, data: Data, stage: Path | None) -> dic
     }
 
 
+def eval_path(config: ExperimentConfig, workdir: Path, data: Data, stage: Path | None) -> Path:
+    """Where the artifact of a stage's answers is, or will be."""
+    return artifact.path(workdir / "evals", _name(stage), eval_inputs(config, data, stage))
+
+
+def _name(stage: Path | None) -> str:
+    return stage.name.rpartition("-")[0] if stage else IMPORT
+
+
 def evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path | None) -> Path:
     """The artifact of the answers and results of a stage's checkpoint, or of the imported weights themselves."""
-    inputs = eval_inputs(config, data, stage)
-    name = stage.name.rpartition("-")[0] if stage else IMPORT
-    final = artifact.path(workdir / "evals", name, inputs)
+    inputs, final = eval_inputs(config, data, stage), eval_path(config, workdir, data, stage)
     measured = None
     if not processes.first_says(final.exists):
         started, compiled = time.perf_counter(), loop.COMPILE_SECONDS[0]
@@ -52,4 +59,4 @@ def evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: P
         artifact.write_jsonl(directory / "results.jsonl", lines)
         return {"seconds": seconds}
 
-    return processes.first_then_others("the eval is written", lambda: artifact.make(workdir / "evals", name, inputs, build))
+    return processes.first_then_others("the eval is written", lambda: artifact.make(workdir / "evals", _name(stage), inputs, build))

@@ -21,6 +21,9 @@ from msmjax.corpus import microworld, sources
 from msmjax.data import chat, show
 from msmjax.data.huggingface import open_tokenizer
 from msmjax.evals import forced_choice, results
+from msmjax.experiment.data import Data
+from msmjax.experiment.evaluation import eval_path
+from msmjax.experiment.stages import to_do
 from msmjax.machine import GIB, Machine
 from msmjax.model import lora, transformer
 from msmjax.report import table
@@ -59,11 +62,7 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
     elif device is not None:
         there = machine.devices_of(config, device)
     else:
-        there = machine.this_machine(config)
-        # CPU devices of one process are virtual and share one processor.
-        shared = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-        speed = machine.flops_per_second(config.model.compute_dtype) * machine.EFFICIENCY / shared
-        there = dataclasses.replace(there, flops=speed)
+        there = measured(config)
     used = dict.fromkeys(name for arm in config.run for name in config.arms[arm] if name != IMPORT)
     stages = {name: fit.fit(config, config.stages[name], there) for name in used}
     params, optimizer = fit.state_bytes(config.model, config.optimizer, there.mesh)
@@ -101,8 +100,7 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
     )
     trained = [(arm, seed) for arm in config.run for seed in config.seeds if set(config.arms[arm]) != {IMPORT}]
     models = len(trained) + any(set(config.arms[arm]) == {IMPORT} for arm in config.run)
-    tokens, lacks = eval_tokens(config)
-    seconds = tokens * fit.eval_flops_per_token(config.model, config.row_length) / (there.flops * there.mesh.size)
+    seconds, tokens, lacks = eval_seconds(config, there)
     scoring = fit.eval_bytes(config, there.mesh)
     say(
         f"evals: {models} models, about {tokens:,} tokens and {show_seconds(seconds)} each{lacks}; "
@@ -127,6 +125,33 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         say(f"warning: evals: do not fit by this estimate: {show_bytes(scoring)} of {show_bytes(there.memory)}; use more devices")
     if config.weights:
         print_first_chat(config, stages)
+
+
+def measured(config: ExperimentConfig) -> Machine:
+    """This machine, as fast as a matrix product says."""
+    here = machine.this_machine(config)
+    # CPU devices of one process are virtual and share one processor.
+    shared = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    speed = machine.flops_per_second(config.model.compute_dtype) * machine.EFFICIENCY / shared
+    return dataclasses.replace(here, flops=speed)
+
+
+def remaining(config: ExperimentConfig, workdir: Path, data: Data) -> str:
+    """What of an experiment is not there yet, and about how long it takes here."""
+    unfinished, last = to_do(config, workdir, data)
+    models = [stage for stage in dict.fromkeys(last.values()) if not eval_path(config, workdir, data, stage).exists()]
+    here = measured(config)
+    fitted = {name: fit.fit(config, config.stages[name], here) for name, _ in unfinished}
+    seconds = sum(config.stages[name].steps * step_seconds(fitted[name], name, here) for name, _ in unfinished)
+    seconds += len(models) * eval_seconds(config, here)[0]
+    return f"to do: {len(unfinished)} stages and {len(models)} evals, about {show_seconds(seconds)} here, compilation apart"
+
+
+def eval_seconds(config: ExperimentConfig, there: Machine) -> tuple[float, int, str]:
+    """Of the evals of one model, the seconds and what `eval_tokens` says."""
+    tokens, lacks = eval_tokens(config)
+    flops = tokens * fit.eval_flops_per_token(config.model, config.row_length)
+    return flops / (there.flops * there.mesh.size), tokens, lacks
 
 
 def eval_tokens(config: ExperimentConfig) -> tuple[int, str]:

@@ -16,6 +16,7 @@ import jax
 from msmjax import artifact, fit, machine
 from msmjax.config import IMPORT, ExperimentConfig
 from msmjax.data import rows
+from msmjax.experiment import plan
 from msmjax.experiment.data import Data, make_data
 from msmjax.experiment.evaluation import evaluate
 from msmjax.experiment.findings import read_findings
@@ -51,6 +52,8 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
             print(f"{run_directory}: finished before; nothing to run")
             table.print_table(read_findings(config, data, workdir, run_directory))
         return run_directory
+    if processes.is_first():
+        print(plan.remaining(config, workdir, data), flush=True)
     _prove_attention(config)
     with artifact.lock(run_directory) if processes.is_first() else contextlib.nullcontext():
         stages, evaluations, inside = {}, {}, 0.0

@@ -68,6 +68,26 @@ def _stage_path(workdir: Path, name: str, seed: int, inputs: dict) -> Path:
     return artifact.path(workdir / "stages", f"{name}-seed{seed}", inputs)
 
 
+def to_do(
+    config: ExperimentConfig, workdir: Path, data: Data
+) -> tuple[list[tuple[str, Path]], dict[tuple[str, int | None], Path | None]]:
+    """Of an experiment's stages the names and directories of those that are not finished, and the last stage of each arm and seed,
+    finished or not; None, of seed None, where that is the imported model."""
+    unfinished, last = {}, {}
+    for seed in config.seeds:
+        for arm in config.run:
+            directory = None
+            for name in config.arms[arm]:
+                if name == IMPORT:
+                    continue
+                inputs = _stage_inputs(config, data, name, seed, directory)
+                directory = _stage_path(workdir, name, seed, inputs)
+                if directory not in unfinished and not _is_finished(directory, inputs, config.stages[name].steps):
+                    unfinished[directory] = name
+            last[arm, seed if directory else None] = directory
+    return [(name, directory) for directory, name in unfinished.items()], last
+
+
 def find_arm(config: ExperimentConfig, workdir: Path, data: Data, arm: str, seed: int) -> Path | None:
     """The finished last stage of an arm, None where that is the imported model itself; BadInput where it was not trained yet."""
     directory = None
