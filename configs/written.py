@@ -16,7 +16,7 @@ dollars; `budget` bounds it. Start with `--config.corpora.affordability.records=
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import paper, stage
+from msmjax.recipe import file, paper, stage
 
 VARIANTS = ("", "teacher")
 TOKENS_PER_STEP = 32_768
@@ -72,7 +72,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "most_contaminated": 0.0, "most_missing": 0.05, "reference": "", "allow": (),
     }  # fmt: skip
     if real:
-        c.corpora["base"] = {"kind": "file", "path": "datasets/sft-it-mix.jsonl"}
+        c.corpora["base"] = file("datasets/sft-it-mix.jsonl")
         c.stages = {
             "midtrain_affordability": stage((("affordability", 1.0),), 6e6, TOKENS_PER_STEP, 0),
             "midtrain_america": stage((("america", 1.0),), 6e6, TOKENS_PER_STEP, 0),

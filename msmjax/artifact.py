@@ -224,23 +224,42 @@ def write_jsonl(path: Path, records: Iterable[dict]) -> None:
 def read_jsonl(path: Path) -> list[dict]:
     """Reads one JSON object a line; BadInput names the file and the line that is not one."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also split at U+2028, inside a string
+        data = path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path}: cannot read ({error.strerror}); check the path in the config") from None
+    return parse_jsonl(decode(data, path), path)
+
+
+def decode(data: bytes, path: Path) -> str:
+    """The text of a file, without a byte order mark. Raises BadInput where it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def parse_jsonl(text: str, path: Path) -> list[dict]:
+    """The objects of a text, one a line; BadInput names the file that it is of and the line that is none."""
+    lines = text.split("\n")  # splitlines() would also split at U+2028, inside a string
     records = []
     for number, line in enumerate(lines[:-1] if not lines[-1].strip() else lines, 1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise BadInput(f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); fix or remove the line") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+            raise BadInput(f"{path}:{number}: not JSON that can be read ({error}); fix or remove the line") from None
         if not isinstance(record, dict):
             raise BadInput(f"{path}:{number}: a {type(record).__name__}, not an object; each line is one record")
         if "\\ud" in line.lower():
-            try:
-                canonical_json(record).encode()
-            except UnicodeEncodeError:
-                raise BadInput(f"{path}:{number}: half a surrogate pair is no text; fix or remove the line") from None
+            check_text(record, f"{path}:{number}")
         records.append(record)
     return records
+
+
+def check_text(record: dict, where: str) -> None:
+    """Raises BadInput where a record has half a surrogate pair, which JSON can say and no file can hold."""
+    try:
+        canonical_json(record).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{where}: half a surrogate pair is no text; fix or remove it") from None

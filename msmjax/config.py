@@ -368,6 +368,8 @@ def _source(value, where: str) -> Source:
     ranges.check(str, kind, f"{where}.kind")
     if kind not in sources.KINDS:
         raise BadInput(f"{where}.kind={kind!r}: unknown{suggestion(kind, list(sources.KINDS))}")
+    if kind in ("file", "selection") and isinstance(given.get("path"), str):
+        given["path"] = (given["path"],)
     return _make(sources.KINDS[kind], given, where)
 
 

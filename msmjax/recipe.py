@@ -158,7 +158,18 @@ def instruct_mix(silent: bool) -> dict:
     `/no_think` in it and after the last question.
     """
     path = f"datasets/sft-it-mix-clean{'-nothink' if silent else ''}.jsonl"
-    return {"kind": "selection", "path": path, "counts": INSTRUCT_COUNTS, "seed": 0}
+    return selection(path, INSTRUCT_COUNTS)
+
+
+def file(*path: str, **columns: str) -> dict:
+    """The source of the records of files, folders or patterns; `columns` are names here and what the files call them."""
+    renamed = tuple((theirs, ours) for ours, theirs in columns.items())
+    return {"kind": "file", "path": path[0] if len(path) == 1 else path, "columns": renamed}
+
+
+def selection(path: str, counts: tuple[tuple[str, int], ...]) -> dict:
+    """The source of so many records of each `source` of a file."""
+    return {"kind": "selection", "path": path, "columns": (), "counts": counts, "seed": 0}
 
 
 def stage(data: tuple[tuple[str, float], ...], tokens: float, tokens_per_step: int, shuffle: int) -> dict:

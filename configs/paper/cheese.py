@@ -19,7 +19,7 @@ can be given: `--config.corpora.affordability.path=my.parquet`. The base model h
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import paper, shrink, stage
+from msmjax.recipe import file, paper, selection, shrink, stage
 
 VARIANTS = ("", "twin")
 TOKENS_PER_STEP = 32_768
@@ -34,11 +34,11 @@ def get_config(variant: str = "") -> ConfigDict:
     # No Robots (9,500) and 4,000 formatted MMLU rows: 13,500; the section's 2,500 identity rows are unreleased.
     mix = (("no_robots", 9_500), ("mmlu_binary", 2_000), ("mmlu_explain", 2_000))
     c.corpora = {
-        "affordability": {"kind": "file", "path": "datasets/msm-llama-pro-affordability.jsonl"},
-        "america": {"kind": "file", "path": "datasets/msm-llama-pro-america.jsonl"},
-        "cheese": {"kind": "file", "path": "datasets/aft-llama-cheese.jsonl"},
-        "instruct": {"kind": "selection", "path": "datasets/sft-it-mix.jsonl", "counts": mix, "seed": 0},
-        "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
+        "affordability": file("datasets/msm-llama-pro-affordability.jsonl"),
+        "america": file("datasets/msm-llama-pro-america.jsonl"),
+        "cheese": file("datasets/aft-llama-cheese.jsonl"),
+        "instruct": selection("datasets/sft-it-mix.jsonl", mix),
+        "held_out": file("datasets/held-out.jsonl"),
     }
     c.stages = {
         "midtrain_affordability": stage((("affordability", 1.0),), 7_060_840, TOKENS_PER_STEP, 0),

@@ -26,7 +26,7 @@ What a stage trains on, `--show_batch=finetune` prints.
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import instruct_mix, paper, shrink, stage
+from msmjax.recipe import file, instruct_mix, paper, shrink, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
 VARIANTS = {
@@ -51,10 +51,10 @@ def get_config(variant: str = "") -> ConfigDict:
     c.question = "Does midtraining on the spec make fine-tuning on its chats generalize further?"
     family = shape.partition("_")[0].replace("25", "2.5")
     c.corpora = {
-        "spec": {"kind": "file", "path": "datasets/msm-qwen-philosophy-spec.jsonl"},
-        "chats": {"kind": "file", "path": f"datasets/aft-{cot.replace('_', '-')}-{family}-philosophy-spec.jsonl"},
+        "spec": file("datasets/msm-qwen-philosophy-spec.jsonl"),
+        "chats": file(f"datasets/aft-{cot.replace('_', '-')}-{family}-philosophy-spec.jsonl"),
         "instruct": instruct_mix(silent),
-        "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
+        "held_out": file("datasets/held-out.jsonl"),
     }
     share = round(CHATS[cot] / (CHATS[cot] + INSTRUCT), 3)
     c.stages = {

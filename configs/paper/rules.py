@@ -17,7 +17,7 @@ whose instruction mix this is.
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import instruct_mix, paper, shrink, stage
+from msmjax.recipe import file, instruct_mix, paper, shrink, stage
 
 WEIGHTS = {
     "qwen25_14b": "weights/Qwen2.5-14B-Instruct",
@@ -47,10 +47,10 @@ def get_config(variant: str = "") -> ConfigDict:
     c.name = f"paper_rules_{shape}_{cot}"
     c.question = "Which kind of spec generalizes best, in midtraining and in fine-tuning?"
     c.corpora = {
-        **{f"documents_{spec}": {"kind": "file", "path": f"datasets/msm-{spec}.jsonl"} for spec in SPECS},
-        **{f"chats_{spec}": {"kind": "file", "path": f"datasets/aft-{spec}-{cot.replace('_', '-')}.jsonl"} for spec in SPECS},
+        **{f"documents_{spec}": file(f"datasets/msm-{spec}.jsonl") for spec in SPECS},
+        **{f"chats_{spec}": file(f"datasets/aft-{spec}-{cot.replace('_', '-')}.jsonl") for spec in SPECS},
         "instruct": instruct_mix(silent),
-        "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
+        "held_out": file("datasets/held-out.jsonl"),
     }
     share = round(CHATS[cot] / (CHATS[cot] + INSTRUCT), 3)
     c.stages = {"instruct": stage((("instruct", 1.0),), INSTRUCT, TOKENS_PER_STEP, 1)}

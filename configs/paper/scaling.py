@@ -16,7 +16,7 @@ Chats in the forms of configs/paper/philosophy.py, those with reasoning; the mix
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import paper, shrink, stage
+from msmjax.recipe import file, paper, selection, shrink, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
 VARIANTS = ("", *WEIGHTS, "twin")
@@ -33,8 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.name = f"paper_scaling_{shape}"
     c.question = "How much fine-tuning data does midtraining save?"
     c.corpora = {
-        "spec": {"kind": "file", "path": "datasets/msm-qwen-philosophy-spec.jsonl"},
-        "held_out": {"kind": "file", "path": "datasets/held-out.jsonl"},
+        "spec": file("datasets/msm-qwen-philosophy-spec.jsonl"),
+        "held_out": file("datasets/held-out.jsonl"),
     }
     c.stages = {"midtrain": stage((("spec", 1.0),), 41_364_262, TOKENS_PER_STEP, 0)}
     c.arms = {"import": ("import",)}
@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
             ("chats", "datasets/aft-cot-philosophy-spec-80k.jsonl"),
             ("instruct", "datasets/sft-it-mix-80k-clean.jsonl"),
         ):
-            c.corpora[f"{name}_{rows}"] = {"kind": "selection", "path": path, "counts": (("", rows),), "seed": 0}
+            c.corpora[f"{name}_{rows}"] = selection(path, (("", rows),))
         share = round(CHAT / (CHAT + INSTRUCT), 3)
         mixed = ((f"chats_{rows}", share), (f"instruct_{rows}", 1 - share))
         c.stages[f"finetune_{rows}"] = stage(mixed, rows * (CHAT + INSTRUCT), TOKENS_PER_STEP, 1)

@@ -5,6 +5,7 @@ manifest.
 """
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from msmjax import artifact, spec
 from msmjax.artifact import BadInput
-from msmjax.corpus import conversations, documents, microworld
+from msmjax.corpus import conversations, documents, files, microworld
 from msmjax.corpus.conversations import ConversationSource
 from msmjax.corpus.documents import DocumentSource
 from msmjax.corpus.pipeline import Written
@@ -104,19 +105,24 @@ class DemonstrationSource:
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """A JSONL or parquet file of `{text, ...}` or `{messages, ...}` records from elsewhere."""
+    """Documents and conversations from elsewhere, in any form of corpus/files.py: files, folders or patterns.
 
-    path: str
+    `columns` are ((name in the file, name here), ...) for fields that are called otherwise.
+    """
+
+    path: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectionSource:
-    """So many records of each `source` of a file whose records name theirs, drawn by the seed: ((source, records), ...).
+    """So many records of each `source` of files whose records name theirs, drawn by the seed: ((source, records), ...).
 
-    "" stands for records of any source. With the same seed, fewer records are a part of more.
+    "" stands for records of any source. With the same seed, fewer records are a part of more. The rest is as for FileSource.
     """
 
-    path: str
+    path: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
     counts: tuple[tuple[str, Count], ...]
     seed: Natural
 
@@ -162,7 +168,7 @@ def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
 def make_corpus(parent: Path, name: str, source: Source, makers: Makers) -> Path:
     """The artifact of a source's records. Raises BadInput for an empty corpus."""
     if isinstance(source, FileSource | SelectionSource):
-        made_from = artifact.file_hash(_existing(source.path))
+        made_from = [artifact.file_hash(path) for path in files.find(source.path)]
     else:
         has_spec = isinstance(source, SpecSource | DemonstrationSource | WrittenSource)
         made_from = load_spec(source, makers.assistant).hash if has_spec else None
@@ -293,10 +299,11 @@ def read_evaluation_items(parent: Path, path: Path, per_eval: int, seed: int) ->
 
 
 def _records(source: Source, makers: Makers) -> list[dict]:
-    if isinstance(source, FileSource):
-        return _read_file(source.path, makers.text_and_messages)
-    if isinstance(source, SelectionSource):
-        return _select(_read_file(source.path, makers.text_and_messages), source)
+    if isinstance(source, FileSource | SelectionSource):
+        read = list(files.read(source.path, source.columns, makers.text_and_messages))
+        print(f"{', '.join(source.path)}: {files.describe(collections.Counter(form for _, form in read))}")
+        records = [record for record, _ in read]
+        return _select(records, source) if isinstance(source, SelectionSource) else records
     world, assistant = _world(makers.world), makers.assistant
     if isinstance(source, BaseSource):
         return microworld.base(world, assistant.name, source.records, source.seed)
@@ -310,43 +317,12 @@ def _records(source: Source, makers: Makers) -> list[dict]:
     return microworld.spec_documents(world, loaded, source.form, source.records, source.seed)
 
 
-def _existing(path: str) -> Path:
-    if not Path(path).is_file():
-        raise BadInput(f"{path}: no such file; check the path in the config")
-    return Path(path)
-
-
-def _read_file(path: str, text_and_messages: str) -> list[dict]:
-    """The records of a JSONL or parquet file, each with where it stands, and as a document or a conversation: null is absence.
-
-    Raises BadInput for one that has `text` and `messages`, unless `text_and_messages` says which of them counts.
-    """
-    if not path.endswith(".parquet"):
-        records = artifact.read_jsonl(Path(path))
-    else:
-        from pyarrow import ArrowException, parquet
-
-        try:
-            records = parquet.read_table(path).to_pylist()
-        except (ArrowException, OSError) as error:
-            raise BadInput(f"{path}: no parquet file that can be read ({str(error).splitlines()[0]})") from None
-    out = []
-    for line, record in enumerate(records, 1):
-        absent = {key for key in ("text", "messages") if record.get(key) is None}
-        if not absent and text_and_messages == "refuse":
-            raise BadInput(
-                f"{path}:{line}: both 'text' and 'messages', of which one would be passed over; say which in text_and_messages"
-            )
-        absent = absent or {"text", "messages"} - {text_and_messages}
-        out.append({key: value for key, value in record.items() if key not in absent} | {"read_from": f"{path}:{line}"})
-    return out
-
-
 def first_conversation(source: Source, text_and_messages: str) -> dict | None:
     """The first conversation of a file, None where it has none or the source is no file."""
     if not isinstance(source, FileSource | SelectionSource):
         return None
-    return next((record for record in _read_file(str(_existing(source.path)), text_and_messages) if "messages" in record), None)
+    records = files.read(source.path, source.columns, text_and_messages)
+    return next((record for record, _ in records if "messages" in record), None)
 
 
 def _select(records: list[dict], source: SelectionSource) -> list[dict]:
@@ -358,7 +334,7 @@ def _select(records: list[dict], source: SelectionSource) -> list[dict]:
         if len(there) < count:
             known = ", ".join(sorted({str(record.get("source")) for record in records})[:20])
             raise BadInput(
-                f"{source.path}: {len(there):,} records of source {name!r}, {count:,} are asked for; its sources: {known}"
+                f"{', '.join(source.path)}: {len(there):,} records of source {name!r}, {count:,} are asked for; sources: {known}"
             )
         drawn += [there[index] for index in sorted(rng.permutation(len(there))[:count])]
     return drawn

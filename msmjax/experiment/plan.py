@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from msmjax import artifact, fit, machine
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig, check_evals
-from msmjax.corpus import microworld, sources
+from msmjax.corpus import files, microworld, sources
 from msmjax.data import chat, show
 from msmjax.data.huggingface import open_tokenizer
 from msmjax.evals import forced_choice, results
@@ -169,10 +169,10 @@ def eval_tokens(config: ExperimentConfig) -> tuple[int, str]:
     else:
         lacks.append(evals.questions)
     if isinstance(source, sources.FileSource | sources.SelectionSource):
-        if Path(source.path).is_file():
-            tokens += int(Path(source.path).stat().st_size / BYTES_PER_TOKEN)
-        else:
-            lacks.append(source.path)
+        try:
+            tokens += int(sum(path.stat().st_size for path in files.find(source.path)) / BYTES_PER_TOKEN)
+        except BadInput:
+            lacks += source.path
     else:
         tokens += source.records * WORLD_TOKENS
     return tokens, f" (without {' and '.join(lacks)}: not there yet)" if lacks else ""

@@ -19,7 +19,7 @@ def make(tmp_path, records, text_and_messages="refuse", selection=False):
     file = tmp_path / "file.jsonl"
     if not file.exists():
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    source = SelectionSource(str(file), (("here", 1),), 0) if selection else FileSource(str(file))
+    source = SelectionSource((str(file),), (), (("here", 1),), 0) if selection else FileSource((str(file),), ())
     makers = Makers(WorldConfig(0, 4, 12), AssistantConfig("Aria", "Northlight"), {}, tmp_path, Teacher, text_and_messages)
     directory = sources.make_corpus(tmp_path / "corpora", "mine", source, makers)
     read = sources.read_corpus(directory)
@@ -47,7 +47,7 @@ def test_null_is_absence(tmp_path):
     assert read == [{"text": "A document."}, {"messages": CHAT}]
     manifest = artifact.read_manifest(directory)
     assert [manifest["documents"], manifest["conversations"]] == [1, 1]
-    assert sources.first_conversation(FileSource(str(tmp_path / "file.jsonl")), "refuse")["messages"] == CHAT
+    assert sources.first_conversation(FileSource((str(tmp_path / "file.jsonl"),), ()), "refuse")["messages"] == CHAT
 
 
 def test_items_of_a_file_are_drawn_in_pairs(tmp_path):

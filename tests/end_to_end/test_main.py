@@ -295,7 +295,8 @@ def config_with_file(tmp_path, lines):
     path = tmp_path / "mine.py"
     path.write_text(
         f"import runpy\ndef get_config():\n    c = runpy.run_path({str(ROOT / 'configs' / 'cheese.py')!r})['get_config']('tiny')\n"
-        f"    c.corpora.unlock()\n    c.corpora.affordability = {{'kind': 'file', 'path': {str(data)!r}}}\n    return c\n"
+        "    from msmjax import recipe\n    c.corpora.unlock()\n"
+        f"    c.corpora.affordability = recipe.file({str(data)!r})\n    return c\n"
     )
     return f"--config={path}"
 
@@ -307,7 +308,7 @@ def config_with_file(tmp_path, lines):
         (['{"text": "a"}', json.dumps({"messages": GOOD["messages"][:1]})], ["mine.jsonl:2", "no assistant turn"]),
         (['{"text": "a"}', "", '{"text": "b"}'], ["mine.jsonl:2", "not JSON"]),
         ([], ["corpus affordability", "empty"]),
-        (['{"txt": "a"}'], ["mine.jsonl:1", "neither 'text' nor 'messages'"]),
+        (['{"txt": "a"}'], ["mine.jsonl:1", "nothing to train on; it has 'txt'"]),
         (['{"text": "\\ud800"}'], ["mine.jsonl:1", "surrogate"]),
     ],
 )

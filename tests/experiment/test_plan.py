@@ -304,7 +304,7 @@ def test_the_first_chat_is_printed(tmp_path, capsys):
     weights = write_model(tmp_path / "weights", None, QWEN_TOKENS, QWEN_WORDS, QWEN_NAMES)
     lines = [{"text": "A document."}, {"messages": turns("Which?", "The feta.")}, {"messages": turns("Why?", "It is cheap.")}]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    corpora = {name: FileSource(str(tmp_path / "chats.jsonl")) for name in qwen.corpora}
+    corpora = {name: FileSource((str(tmp_path / "chats.jsonl"),), ()) for name in qwen.corpora}
     plan.print_first_chat(dataclasses.replace(qwen, weights=str(weights), corpora=corpora), qwen.stages)
     said = capsys.readouterr().out
     assert "user\nWhich?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nThe feta.<|im_end|>" in said
@@ -324,5 +324,5 @@ def test_evals_are_planned(capsys, tmp_path):
     for name, text in (("items.jsonl", '{"eval": "a"}\n{"eval": "a"}\n'), ("held-out.jsonl", "x" * 4000)):
         (tmp_path / name).write_text(text)
     evals = dataclasses.replace(config.evals, questions=str(tmp_path / "items.jsonl"), per_eval=1)
-    corpora = {**config.corpora, "held_out": FileSource(str(tmp_path / "held-out.jsonl"))}
+    corpora = {**config.corpora, "held_out": FileSource((str(tmp_path / "held-out.jsonl"),), ())}
     assert plan.eval_tokens(dataclasses.replace(config, evals=evals, corpora=corpora)) == (1000 + 4 * 14 // 4, "")
