@@ -190,8 +190,25 @@ LEAVES = (
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "user", "assistant", "gpt", "text", "Which?", "[]", "{"])
 )
 KEYS = st.sampled_from(
-    "text messages conversations prompt completion instruction input output system tools role content from value type chosen "
-    "tool_calls".split()
+    [
+        "text",
+        "messages",
+        "conversations",
+        "prompt",
+        "completion",
+        "instruction",
+        "input",
+        "output",
+        "system",
+        "tools",
+        "role",
+        "content",
+        "from",
+        "value",
+        "type",
+        "chosen",
+        "tool_calls",
+    ]
 )
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12)
 
