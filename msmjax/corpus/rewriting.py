@@ -77,7 +77,8 @@ async def value_augmented(spec: Spec, teacher: Teacher, words: int | None) -> Sp
         text = prompt("rewrite_values", spec=spec)
         values = await _ask(spec, teacher, "the values behind its rules", text, functools.partial(_values, spec))
         at = next(index for index, section in enumerate(sections) if _scan(spec, section.text).rules)
-        sections.insert(at, Section(VALUES_HEADING, "\n\n".join(value.line for value in values)))
+        lines = "\n\n".join(value.line for value in values)
+        sections.insert(at, Section(VALUES_HEADING, lines, sections[at].level or 2, parents=sections[at].parents))
     return await _augmented(spec, "value_augmented", sections, values, teacher, words)
 
 
@@ -132,7 +133,7 @@ async def framing(spec: Spec, teacher: Teacher, name: str) -> Spec:
 
     def check(section: Section, answer: Section) -> None:
         # A wrapped line does not begin a sentence.
-        text = f"## {answer.heading}\n\n" + re.sub(r"(?<!\n)\n(?!\n|- |\*\*)", " ", answer.text)
+        text = f"## {unnumbered(answer.heading)}\n\n" + re.sub(r"(?<!\n)\n(?!\n|- |\*\*)", " ", answer.text)
         if match := re.search(form.wrong, text):
             raise Unusable(f"not said as {name!r}: {' '.join(text[match.start() :].split()[:6])} ...")
         if spec.model_name in section.text and not re.search(form.needed, text):
@@ -151,11 +152,14 @@ async def _by_section(
     check: Callable[[Section, Section], None],
     **said: str,
 ) -> list[Section]:
-    """Each section rewritten. `kept` gives the heads of lines that must stand in it, `check` raises Unusable for other faults."""
+    """Each section rewritten, where it stands in the tree. `kept` gives the heads of lines that must stand in it, `check` raises
+    Unusable for other faults."""
 
     async def rewrite(section: Section) -> Section:
         def parse(text: str) -> Section:
-            answer = Section(unnumbered(" ".join(one(text, "heading").split())), one(text, "section"))
+            written, number = unnumbered(" ".join(one(text, "heading").split())), section.heading.removesuffix(heading)
+            whole = section.heading if section.level == 0 else number + written
+            answer = dataclasses.replace(section, heading=whole, text=one(text, "section"))
             _check_text(spec, f"{answer.heading}\n\n{answer.text}", kept(section))
             check(section, answer)
             return answer
@@ -164,7 +168,10 @@ async def _by_section(
         text = prompt(f"rewrite_{how}", spec=spec, section=section, heading=heading, heads=kept(section), **said)
         return await _ask(spec, teacher, f"section {section.heading!r}", text, parse)
 
-    return await all_of(map(rewrite, spec.sections))
+    written = await all_of(map(rewrite, spec.sections))
+    # Headings above a section that have a text of their own are called otherwise now.
+    called = {old.whole_heading: new.whole_heading for old, new in zip(spec.sections, written, strict=True)}
+    return [dataclasses.replace(new, parents=tuple(called.get(above, above) for above in new.parents)) for new in written]
 
 
 async def _augmented(
@@ -207,7 +214,7 @@ async def _augmented(
 def _with_below(section: Section, below: dict[Rule, str]) -> Section:
     of_line = {rule.line: text for rule, text in below.items()}
     lines = [f"{line}\n\n{of_line[line]}\n" if line in of_line else line for line in section.text.splitlines()]
-    return Section(section.heading, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip())
+    return dataclasses.replace(section, text=re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip())
 
 
 async def _ask(spec: Spec, teacher: Teacher, what: str, text: str, parse: Callable[[str], T], version: int = 0) -> T:
@@ -235,7 +242,7 @@ def _check_text(spec: Spec, text: str, kept: list[str]) -> None:
     if found != kept:
         raise Unusable(f"has {next((head for head in found if head not in kept), 'its lines in another order')}")
     draft = _scan(spec, text)
-    if draft.title or len(draft.sections) > 1:
+    if draft.title or len(draft.headings) > 1:
         raise Unusable("has a heading in it")
     wrong = [message for _, message in draft.errors] + gaps(text) + unknown_rules(text, {rule.id for rule in spec.rules})
     if wrong:

@@ -274,6 +274,7 @@ def test_what_a_framing_is(name, text, is_right, tmp_path):
         ("does 1.", "does [something].", "[something] is a gap to be filled in"),
         ("does 1.", "does {this}.", "{this} is no placeholder and stays as it is; known: {model_name}, {provider_name}"),
         ("does it.", "does.\n\n## 8. More\n\nof it", "has a heading in it"),
+        ("does 0.", "does 0.\n\n### More", "has a heading in it"),
         ("About", "[About]", "is a gap to be filled in"),
         ("</section>", "", "no whole <section>"),
         ("<heading>", "", "no whole <heading>"),
@@ -289,6 +290,47 @@ def test_an_answer_that_loses_a_part_is_asked_for_again(old, new, reason, tmp_pa
     assert next(iter(unusable)).endswith(reason)
     assert len(prompts) == 4
     assert prompts.count(prompts[1]) == 2
+
+
+TREE = """# Model Spec for {model_name}
+
+{model_name} reads this.
+
+## Oversight {#oversight authority=root}
+
+{model_name} is watched.
+
+### 1. Stopping {#stop}
+
+- **Rule OV1.** {model_name} stops when it is told to.
+
+## Honesty
+
+### 1. Lies
+
+- **Rule HO1.** {model_name} tells no lies.
+"""
+
+
+@pytest.mark.parametrize("how", ["value_augmented", "framing"])
+def test_a_tree_stays_a_tree(how, tmp_path):
+    """Levels, ids, attributes and what stands above a section, also where that is called otherwise now."""
+    parent = unfilled(TREE)
+    more = {"words": None} if how == "value_augmented" else {"name": "does"}
+    made, _, _ = write(lambda teacher: getattr(rewriting, how)(parent, teacher, **more), tmp_path)
+    assert [f for f in lint(source(made, parent, "x")) if f.is_error] == []
+    places = [(s.level, s.id, s.attributes, s.address) for s in made.sections if s.heading != rewriting.VALUES_HEADING]
+    if how == "value_augmented":
+        assert places == [(s.level, s.id, s.attributes, s.address) for s in parent.sections]
+        (values,) = (s for s in made.sections if s.heading == rewriting.VALUES_HEADING)
+        assert (values.level, values.address) == (3, "oversight/the_values_behind_the_rules")
+    else:
+        assert places[:3] == [(s.level, s.id, s.attributes, s.address) for s in parent.sections[:3]]
+        assert [level for level, *_ in places] == [0, 2, 3, 3]
+        assert re.fullmatch(r"honesty/1_about_\d+", places[3][3])
+        assert re.match(r"About \d+", made.sections[1].heading)
+        assert made.sections[2].parents == (made.sections[1].whole_heading,)
+    assert made.text.count("## Honesty") == 1
 
 
 def test_a_text_below_a_rule_is_no_rule(tmp_path):
