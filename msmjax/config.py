@@ -8,6 +8,7 @@ import difflib
 import itertools
 import json
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated
 
 from ml_collections import ConfigDict
@@ -21,6 +22,7 @@ from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenS
 from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.corpus.world import DOMAINS
 from msmjax.data.rows import TOO_LONG, UNPROVEN
+from msmjax.model import huggingface_config
 from msmjax.model.transformer import ModelConfig
 from msmjax.ranges import Count, Natural, NotNegative, Range
 from msmjax.training.loop import LogConfig, StageConfig
@@ -174,8 +176,11 @@ def claims_from_config_dict(config: ConfigDict) -> ClaimsConfig:
 
 
 def from_config_dict(config: ConfigDict) -> ExperimentConfig:
-    """Checks and freezes a config. Every name that points to a stage, corpus or arm must exist."""
-    config = config.copy_and_resolve_references()
+    """Checks and freezes a config. Every name that points to a stage, corpus or arm must exist.
+
+    With weights, what their config.json decides of the model may be left out.
+    """
+    config = _with_shape(config.copy_and_resolve_references())
     declared = {field.name: field.type for field in dataclasses.fields(ExperimentConfig) if field.name != "source"}
     top = _fields(config, list(declared), "config")
     for name, kind in declared.items():
@@ -266,6 +271,19 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         evals=evals,
         source=json.dumps(config.to_dict(), sort_keys=True, indent=1),
     )
+
+
+def _with_shape(config: ConfigDict) -> ConfigDict:
+    """The config, where it has weights, with what it lacks of their shape, so that it is the whole one that reports show."""
+    if not config.get("weights") or not hasattr(config.get("model"), "items"):
+        return config
+    lacking = [name for name in huggingface_config.KEYS if name != "vocab" and name not in config.model]
+    if lacking or "vocab_size" not in config:
+        read = huggingface_config.read(Path(config.weights))
+        with config.unlocked():
+            config.model.update({name: read[name] for name in lacking})
+            config.vocab_size = config.get("vocab_size", read["vocab"])
+    return config
 
 
 def _seeds(given) -> tuple[int, ...]:

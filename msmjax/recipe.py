@@ -1,7 +1,9 @@
-"""What configs share: the microworld's experiments their base models, those of configs/paper the paper's training recipe.
+"""What configs share: the microworld's experiments their base models, those from published weights the paper's training recipe.
 
 Out: ConfigDicts that lack what a config is about: arms, comparisons, and corpora and stages of its own.
 """
+
+import itertools
 
 from ml_collections import ConfigDict
 
@@ -112,35 +114,32 @@ def shrink_microworld(c: ConfigDict) -> None:
         stage.update(steps=20, warmup_steps=2, tokens_per_step=8 * c.row_length)
 
 
-def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...]) -> ConfigDict:
-    """Everything but the data: LoRA r 64, alpha 128 on all seven projections; AdamW, weight decay 0.01; bfloat16 compute.
+def from_weights(weights: str, row_length: int, seeds: tuple[int, ...], name: str, provider: str) -> ConfigDict:
+    """Everything but the data of an experiment that starts from a local Hugging Face directory: its config.json decides the model's
+    shape, its own chat template how chats read, and `name` of `provider` is the assistant that the spec is about.
 
-    Chats read as those of the released adapters do: a template of one's own gave .275 in section 4, theirs .109 (the paper .07).
-
-    Not stated in the paper: betas (0.9, 0.999 here, the AdamW of its trainer), clipping (1.0), tokens a step (65,536 here unless a
-    config says otherwise, as a replication that reproduced section 4 used), precision.
+    The recipe is the paper's: LoRA r 64, alpha 128 on all seven projections; AdamW, weight decay 0.01; bfloat16 compute. Not stated
+    there: betas (0.9, 0.999 here, the AdamW of its trainer), clipping (1.0), precision.
     """
     c = ConfigDict()
     c.seeds = seeds
     c.ladders = ()
     c.grids = ()
-    c.assistant = {"name": "Llama" if shape.startswith("llama") else "Qwen", "provider": "Northlight"}
+    c.assistant = {"name": name, "provider": provider}
     c.world = {"seed": 0, "items_per_domain": 16, "people": 432}
     c.teachers = {}
     c.gates = {}
     c.weights = weights
     c.adapter = ""
-    c.template = shape.partition("_")[0]  # llama31, qwen25, qwen3: data/templates/
+    c.template = ""
     c.template_arguments = ()
     c.tokenizer_corpus = ""
-    model = dict(SHAPES[shape])
-    c.vocab_size = model.pop("vocab")
     c.row_length = row_length
     c.too_long = "drop"  # the paper keeps rows up to its maximum length; the ledger counts what is dropped
     c.text_and_messages = "refuse"
     c.unproven = "drop"  # five of the released chats with reasoning have no whole block of it
     c.model = {
-        **model, "embedding_init": 0.02, "matrix_init": 1.0, "lora_rank": 64, "lora_alpha": 128.0,
+        "embedding_init": 0.02, "matrix_init": 1.0, "lora_rank": 64, "lora_alpha": 128.0,
         "compute_dtype": "bfloat16", "scan_layers": False, "remat": "auto", "attention": "auto",
     }  # fmt: skip
     c.optimizer = {
@@ -148,6 +147,65 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...]) -> 
     }  # fmt: skip
     c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     c.log = {"metrics_every": 10, "checkpoint_every": 50}
+    return c
+
+
+def design(
+    c: ConfigDict,
+    specs: tuple[str, ...],
+    chats: tuple[tuple[str, float], ...],
+    midtrain_tokens: float,
+    finetune_tokens: float,
+    tokens_per_step: int = 65_536,
+) -> None:
+    """The arms of the method: the model as it is, fine-tuned alone, midtrained on each of the corpora `specs`, and both.
+
+    Fine-tuning is on the mixture `chats`, ((corpus, share), ...), the same in all arms.
+    """
+    c.stages = {"finetune": stage(chats, finetune_tokens, tokens_per_step, 1)}
+    c.arms = {"import": ("import",), "aft": ("import", "finetune")}
+    for spec in specs:
+        c.stages[f"midtrain_{spec}"] = stage(((spec, 1.0),), midtrain_tokens, tokens_per_step, 0)
+        c.arms[f"msm_{spec}"] = ("import", f"midtrain_{spec}")
+        c.arms[f"msm_{spec}_aft"] = ("import", f"midtrain_{spec}", "finetune")
+    c.run = tuple(c.arms)
+
+
+def ask(c: ConfigDict, questions: str, evals: tuple[str, ...], chats: str, base_text: str) -> None:
+    """The evals of a file of items, asked as the corpus `chats` is written, and bits per byte of the corpus `base_text`; and the
+    comparisons of the method's arms on each: two specs after the same fine-tuning, and each spec with it over either alone."""
+    c.evals = {
+        "questions": questions, "split": "test", "per_eval": 500, "seed": 0, "chats": chats, "system": "{chats}",
+        "opening": "{chats}", "base_text": base_text, "headline": evals,
+    }  # fmt: skip
+    specs = [arm.removeprefix("msm_") for arm in c.run if arm.startswith("msm_") and not arm.endswith("_aft")]
+    c.comparisons = (
+        *(
+            (f"{name}: {one} over {other}, after identical fine-tuning", name, f"msm_{one}_aft", f"msm_{other}_aft")
+            for name in evals
+            for one, other in itertools.combinations(specs, 2)
+        ),
+        *(
+            (f"{name}, {spec}: MSM+AFT over {alone}", name, f"msm_{spec}_aft", arm)
+            for name in evals
+            for spec in specs
+            for alone, arm in (("AFT", "aft"), ("MSM", f"msm_{spec}"))
+        ),
+        *((f"{spec}: damage, MSM+AFT over the model as it is", "base_text", f"msm_{spec}_aft", "import") for spec in specs),
+    )
+
+
+def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...]) -> ConfigDict:
+    """As `from_weights`, for a shape that is known before the weights are there.
+
+    Chats read as those of the released adapters do: a template of one's own gave .275 in section 4, theirs .109 (the paper .07).
+    Tokens a step are not stated: 65,536 here unless a config says otherwise, as a replication that reproduced section 4 used.
+    """
+    c = from_weights(weights, row_length, seeds, "Llama" if shape.startswith("llama") else "Qwen", "Northlight")
+    c.template = shape.partition("_")[0]  # llama31, qwen25, qwen3: data/templates/
+    model = dict(SHAPES[shape])
+    c.vocab_size = model.pop("vocab")
+    c.model.update(model)
     return c
 
 

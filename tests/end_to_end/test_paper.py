@@ -104,6 +104,38 @@ def test_the_arms_of_a_published_model(trained):
     assert "nothing to run" in msmjax(*flags).stdout
 
 
+def test_an_experiment_of_ones_own(trained, datasets, tmp_path):
+    """configs/own.py with the user's paths, none of which is the shape of the model: that is read from the weights."""
+    _, _, _, work = trained
+    text = (ROOT / "configs" / "own.py").read_text()
+    for shipped, mine in (
+        ("weights/mine", work / "weights"), ("datasets/documents.jsonl", datasets["documents.parquet"]),
+        ("datasets/chats.jsonl", datasets["chats"]), ("datasets/instructions.jsonl", datasets["mix"]),
+        ("datasets/held_out.jsonl", datasets["documents.jsonl"]), ("datasets/items.jsonl", datasets["items"]),
+        ('evals=("honesty",)', 'evals=("affordability", "america")'), ("row_length=2048", "row_length=256"),
+        ("tokens_per_step=32_768", "tokens_per_step=512"), ("midtrain_tokens=5e6", "midtrain_tokens=10_240"),
+        ("finetune_tokens=3e6", "finetune_tokens=10_240"), ("seeds=(0, 1, 2)", "seeds=(0,)"),
+    ):  # fmt: skip
+        assert shipped in text
+        text = text.replace(shipped, str(mine))
+    (tmp_path / "mine.py").write_text(text)
+    flags = (f"--config={tmp_path / 'mine.py'}", f"--workdir={work / 'runs'}")
+    done = msmjax(*flags)
+    assert "60 conversations" in done.stdout
+    (run,) = (work / "runs").glob("own-*")
+    results = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert {line["arm"] for line in results} == {"import", "aft", "msm_spec", "msm_spec_aft"}
+    labels = [json.loads(line)["label"] for line in (run / "comparisons.jsonl").read_text().splitlines()]
+    assert labels == [
+        "affordability, spec: MSM+AFT over AFT", "affordability, spec: MSM+AFT over MSM", "america, spec: MSM+AFT over AFT",
+        "america, spec: MSM+AFT over MSM", "spec: damage, MSM+AFT over the model as it is",
+    ]  # fmt: skip
+    shown = json.loads((run / "config.json").read_text())
+    assert (shown["vocab_size"], shown["model"]["layers"], shown["model"]["rope_theta"]) == (512, 2, 5e5)
+    missing = msmjax(*flags, f"--config.weights={tmp_path / 'none'}", code=2)
+    assert missing.stderr.strip().startswith(f"msmjax: {tmp_path / 'none' / 'config.json'}: ")
+
+
 def test_exported_to_peft_and_merged(trained):
     """PEFT's logits of the exported adapter on the imported weights are those of the merged export, and not the bare model's."""
     import peft
