@@ -4,7 +4,9 @@ In: what an experiment collected. Out: intervals over seeds, comparisons of arms
 how a number is written, so that page, figures and terminal table cannot disagree.
 """
 
+import collections
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -46,6 +48,14 @@ class Findings:
     timings: dict[str, float]  # phase -> seconds
     config: str  # exact config, as JSON text
     versions: dict[str, str]  # package -> version, and the hashes of code and config
+
+    @functools.cached_property
+    def answers_of(self) -> dict[tuple[str, str], list[dict]]:
+        """(arm, eval) -> its answers, in order: there may be half a million in all."""
+        out = collections.defaultdict(list)
+        for line in self.answers:
+            out[line["arm"], line["eval"]].append(line)
+        return dict(out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +249,7 @@ def _lines(findings: Findings, arm: str, eval_name: str, metric: str) -> list[di
 def _scores(findings: Findings, arm: str, eval_name: str, metric: str) -> dict[int | None, dict]:
     """Seed -> item -> score; empty where the eval has no answers, or its answers no such metric."""
     scores: dict[int | None, dict] = {}
-    for line in findings.answers:
-        if line["arm"] == arm and line["eval"] == eval_name and metric in line:
+    for line in findings.answers_of.get((arm, eval_name), []):
+        if metric in line:
             scores.setdefault(line["seed"], {})[line["item"]] = line[metric]
     return scores

@@ -137,7 +137,7 @@ def _answer_rows(findings: Findings, eval_name: str) -> list[dict]:
     """For each arm, how its answers on the first seed fell, and a few of them: one of every outcome before a second of any."""
     rows = []
     for arm in findings.arms:
-        lines = [line for line in findings.answers if line["arm"] == arm and line["eval"] == eval_name and found.CHOICE in line]
+        lines = [line for line in findings.answers_of.get((arm, eval_name), []) if found.CHOICE in line]
         seed = lines[0]["seed"] if lines else None
         lines = [line for line in lines if line["seed"] == seed]
         outcomes = {choice: [line for line in lines if line["choice"] == choice] for choice in (1, 0.5, 0)}
