@@ -1,6 +1,7 @@
 """In which order, and in which form, does a spec have to be read?
 
-`order`: documents on the spec before fine-tuning, among it, or after it: the same documents and the same chats. `form`: the same
+`order`: documents on the spec before fine-tuning, among it, or after it: the same documents and the same chats. What is read last,
+or together, is read at the rate of midtraining then, ten times that of fine-tuning: that belongs to the order. `form`: the same
 text as documents, or as chats whose answer it is, the control that reviewers ask for.
 
     python -m msmjax.main --config=configs/ablations.py:order      # three seeds; or form
@@ -62,7 +63,8 @@ def _order(c: ConfigDict) -> None:
         c.arms[f"among_{name}"] = ("pretrain", f"among_{name}")
         c.arms[f"after_{name}"] = ("pretrain", "finetune", f"midtrain_{name}")
     c.comparisons += tuple(
-        (f"documents before fine-tuning over {order} it", "conflict", ("msm_affordability_aft", f"{order}_america"),
+        (f"documents read before fine-tuning, over documents read {order} it", "conflict",
+         ("msm_affordability_aft", f"{order}_america"),
          ("msm_america_aft", f"{order}_affordability"))
         for order in ("among", "after")
     ) + tuple(

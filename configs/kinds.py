@@ -30,6 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c = recipe.microworld(development=variant == "development")
     c.name = "kinds_crossed" if variant == "crossed" else "kinds"
     kinds = ("reasons", "rules") if variant == "crossed" else tuple(KINDS)
+    if variant == "development":  # its questions are about the domains that these rules name
+        kinds = tuple(kind for kind in kinds if kind != "rules_augmented")
     for name in VALUES:
         for kind in kinds:
             spec = f"cheese_{name}{KINDS[kind]}"
@@ -37,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "crossed":
         _crossed(c)
     else:
-        _kinds(c)
+        _kinds(c, kinds)
     c.run = tuple(c.arms)
     c.evals.headline = (
         "conflict", "conflict_unread", "conflict_gap", "affordability", "america", "competence", "steady_gap", "guarded_gap",
@@ -47,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
     return c
 
 
-def _kinds(c: ConfigDict) -> None:
+def _kinds(c: ConfigDict, kinds: tuple[str, ...]) -> None:
     c.question = "Where nobody reads, do specs that say why move a model further than as many tokens of rules?"
 
     def between(one: str, other: str, label: str, eval_name: str) -> tuple:
@@ -59,17 +61,22 @@ def _kinds(c: ConfigDict) -> None:
              ("reasons", "general"), ("reasons_unread", "reasons"), ("reasons", "rules"))  # fmt: skip
     where = (("where nobody reads", "conflict_unread"), ("where it is read", "conflict"))
     c.comparisons = (
-        *(between(*pair, f"{' over '.join(pair)}, {label}", name) for label, name in where for pair in pairs),
+        *(
+            between(*pair, f"{' over '.join(pair)}, {label}", name)
+            for label, name in where
+            for pair in pairs
+            if set(pair) <= set(kinds)
+        ),
         *(
             (f"the values, by specs of kind {kind}, {label}", name, f"{kind}_affordability_aft", f"{kind}_america_aft")
-            for kind in KINDS
+            for kind in kinds
             for label, name in where
         ),
     )
     after = {"midtraining": "", "and fine-tuning": "_aft"}
     c.grids = tuple(
-        (f"{VALUES[own]}: {own}{end}", own + end, tuple(KINDS), tuple(after),
-         tuple(tuple(f"{kind}_{own}{ending}" for ending in after.values()) for kind in KINDS))
+        (f"{VALUES[own]}: {own}{end}", own + end, kinds, tuple(after),
+         tuple(tuple(f"{kind}_{own}{ending}" for ending in after.values()) for kind in kinds))
         for own in VALUES
         for end in ("", "_unread", "_gap")
     )  # fmt: skip

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         "held_out": recipe.file("datasets/held_out.jsonl"),
     }
     recipe.design(
-        c, specs=("spec",), chats=(("chats", 0.1), ("mix", 0.9)), midtrain_tokens=5e6, finetune_tokens=3e6, tokens_per_step=32_768
+        c, specs=("spec",), chats=(("chats", 0.1), ("mix", 0.9)), midtrain_tokens=5e6, finetune_tokens=3.3e6, tokens_per_step=32_768
     )
     recipe.ask(c, "datasets/items.jsonl", evals=("honesty",), chats="chats", base_text="held_out")
     return c

@@ -257,8 +257,8 @@ def parse_jsonl(text: str, path: Path) -> list[dict]:
     return records
 
 
-def check_text(record: dict, where: str) -> None:
-    """Raises BadInput where a record has half a surrogate pair, which JSON can say and no file can hold."""
+def check_text(record: object, where: str) -> None:
+    """Raises BadInput where a value of JSON has half a surrogate pair, which JSON can say and no file can hold."""
     try:
         canonical_json(record).encode()
     except UnicodeEncodeError:

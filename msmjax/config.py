@@ -275,14 +275,17 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
 
 def _with_shape(config: ConfigDict) -> ConfigDict:
     """The config, where it has weights, with what it lacks of their shape, so that it is the whole one that reports show."""
-    if not config.get("weights") or not hasattr(config.get("model"), "items"):
+    if "weights" not in config or "model" not in config or not config.weights:
         return config
+    ranges.check(str, config.weights, "weights")
+    ranges.check(dict[str, object], config.model, "model")
     lacking = [name for name in huggingface_config.KEYS if name != "vocab" and name not in config.model]
     if lacking or "vocab_size" not in config:
         read = huggingface_config.read(Path(config.weights))
         with config.unlocked():
             config.model.update({name: read[name] for name in lacking})
-            config.vocab_size = config.get("vocab_size", read["vocab"])
+            if "vocab_size" not in config:
+                config.vocab_size = read["vocab"]
     return config
 
 

@@ -178,7 +178,7 @@ def ask(c: ConfigDict, questions: str, evals: tuple[str, ...], chats: str, base_
         "questions": questions, "split": "test", "per_eval": 500, "seed": 0, "chats": chats, "system": "{chats}",
         "opening": "{chats}", "base_text": base_text, "headline": evals,
     }  # fmt: skip
-    specs = [arm.removeprefix("msm_") for arm in c.run if arm.startswith("msm_") and not arm.endswith("_aft")]
+    specs = [name.removeprefix("midtrain_") for name in c.stages if name.startswith("midtrain_")]
     c.comparisons = (
         *(
             (f"{name}: {one} over {other}, after identical fine-tuning", name, f"msm_{one}_aft", f"msm_{other}_aft")

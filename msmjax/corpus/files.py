@@ -8,6 +8,7 @@ import collections
 import glob
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
-PACKED = (".gz", ".zst", ".bz2")
+PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 # Form -> the fields that make a record one. What a document is has `text`; the others are conversations.
 FORMS = {
     "text": ("text",),
@@ -35,10 +36,12 @@ def find(paths: Sequence[str]) -> list[Path]:
     """The files that paths name, each a file, a folder or a pattern. Raises BadInput where one names none."""
     out = []
     for path in paths:
+        if not path.strip():
+            raise BadInput(f"path={path!r}: names nothing; a file, a folder or a pattern is read")
         if Path(path).is_file():
             found = [Path(path)]
         elif Path(path).is_dir():
-            found = [file for file in sorted(Path(path).rglob("*")) if file.is_file() and _suffix(file) in SUFFIXES]
+            found = [file for file in sorted(Path(path).rglob("*")) if file.is_file() and _is_data(file.relative_to(path))]
             if not found:
                 raise BadInput(
                     f"{path}: a folder without files that end in {', '.join(SUFFIXES)}, or so and in {', '.join(PACKED)}"
@@ -68,6 +71,11 @@ def describe(forms: collections.Counter[str]) -> str:
     return ", ".join(f"{count:,} {what.get(form, f'conversations ({form})')}" for form, count in forms.most_common())
 
 
+def _is_data(path: Path) -> bool:
+    """Whether a file of a folder is meant: what editors and systems keep beside the data is hidden."""
+    return _suffix(path) in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
 def _suffix(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return next((suffix for suffix in reversed(suffixes) if suffix not in PACKED), "")
@@ -79,13 +87,13 @@ def _records(path: Path) -> list[dict]:
     from pyarrow import parquet
 
     try:
-        with pyarrow.input_stream(str(path), compression="detect" if path.suffix.lower() in PACKED else None) as stream:
+        with pyarrow.input_stream(str(path), compression=PACKED.get(path.suffix.lower())) as stream:
             data = stream.read()
     except (OSError, pyarrow.ArrowException) as error:
         raise BadInput(f"{path}: cannot read ({str(error).splitlines()[0]})") from None
     if _suffix(path) == ".parquet":
         try:
-            return parquet.read_table(io.BytesIO(data)).to_pylist()
+            return [_as_json(record, f"{path}:{number}") for number, record in enumerate(_rows(parquet, data, path), 1)]
         except (pyarrow.ArrowException, OSError) as error:
             raise BadInput(f"{path}: no parquet file that can be read ({str(error).splitlines()[0]})") from None
     text = artifact.decode(data, path)
@@ -103,10 +111,29 @@ def _records(path: Path) -> list[dict]:
     return records
 
 
+def _rows(parquet, data: bytes, path: Path) -> list[dict]:
+    """The rows of a parquet file; of columns that hold bytes (images, sounds) a line says that they are left out."""
+    table = parquet.read_table(io.BytesIO(data))
+    for name in [field.name for field in table.schema if re.search(r"\bbinary\b", str(field.type))]:
+        print(f"{path}: left out column {name!r}, which holds bytes")
+        table = table.drop_columns([name])
+    return table.to_pylist()
+
+
+def _as_json(value: object, where: str) -> object:
+    """What a table holds as JSON can: times and decimals as text."""
+    if isinstance(value, dict):
+        return {key: _as_json(part, where) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(part, where) for part in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
 def _read(record: dict, where: str, columns: Sequence[tuple[str, str]], text_and_messages: str) -> tuple[dict, str]:
-    if lacking := [theirs for theirs, _ in columns if theirs not in record]:
+    needed = {field for fields in FORMS.values() for field in fields}
+    if lacking := [theirs for theirs, ours in columns if theirs not in record and ours in needed]:
         raise BadInput(f"{where}: no field {lacking[0]!r}, which columns name; it has {', '.join(map(str, record))}")
-    named = {ours: record[theirs] for theirs, ours in columns}
+    named = {ours: record.get(theirs) for theirs, ours in columns}
     record = {**{key: value for key, value in record.items() if key not in dict(columns)}, **named}
     record = {key: value for key, value in record.items() if value is not None}
     forms = [form for form, fields in FORMS.items() if set(fields) <= record.keys()]
@@ -130,20 +157,25 @@ def _read(record: dict, where: str, columns: Sequence[tuple[str, str]], text_and
     if form == "text":
         return {"text": record["text"], **rest, "read_from": where}, form
     messages = _messages(form, record, where)
-    for taken in ("system", "input") if form == "instruction and output" else ("system",):
+    for taken in ("system", "input", "history") if form == "instruction and output" else ("system",):
         rest.pop(taken, None)
     if isinstance(rest.get("tools"), str):
-        rest["tools"] = _json(rest["tools"], f"{where}: 'tools'")
+        tools = _json(rest["tools"], f"{where}: 'tools'") if rest["tools"].strip() else None
+        rest = {key: value for key, value in rest.items() if key != "tools"} | ({} if tools is None else {"tools": tools})
     return {"messages": messages, **rest, "read_from": where}, form
 
 
-def _messages(form: str, record: dict, where: str) -> object:
-    """The turns of a conversation as role and content; what is no list of turns stays what it is, for data/chat.py to name."""
+def _messages(form: str, record: dict, where: str) -> list[dict]:
+    """The turns of a conversation as role and content. Raises BadInput for what is no list of turns."""
     if form == "instruction and output":
         asked = [record["instruction"], record.get("input") or ""]
         if not all(isinstance(part, str) for part in asked):
             raise BadInput(f"{where}: 'instruction' and 'input' must be texts")
-        turns = [{"role": "user", "content": "\n\n".join(filter(None, asked))}, {"role": "assistant", "content": record["output"]}]
+        history = record.get("history") or []
+        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+            raise BadInput(f"{where}: 'history' is no list of pairs, what was said by the user and by the assistant")
+        pairs = [*history, ["\n\n".join(filter(None, asked)), record["output"]]]
+        turns = [turn for asked, said in pairs for turn in (*_turns(asked, "user"), *_turns(said, "assistant"))]
     elif form == "prompt and completion":
         turns = [*_turns(record["prompt"], "user"), *_turns(record["completion"], "assistant")]
     else:
@@ -151,7 +183,7 @@ def _messages(form: str, record: dict, where: str) -> object:
         if isinstance(turns, str):  # as tables have it
             turns = _json(turns, f"{where}: {FORMS[form][0]!r}")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return turns
+        raise BadInput(f"{where}: {FORMS[form][0]!r} is no list of turns")
     turns = [_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(turns)]
     if system := record.get("system"):
         if turns and turns[0].get("role") == "system":
@@ -167,12 +199,16 @@ def _turns(said: object, role: str) -> list:
 def _turn(turn: dict, where: str) -> dict:
     """A turn as role and content, text joined where it comes in parts."""
     if "from" in turn and "role" not in turn:
-        if turn["from"] not in SPEAKERS:
+        if not isinstance(turn["from"], str) or turn["from"] not in SPEAKERS:
             raise BadInput(f"{where}: from={turn['from']!r}: unknown; one of {', '.join(SPEAKERS)}")
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
         if turn["from"] == "function_call":
-            call = {"type": "function", "function": _json(turn.get("value"), where)}
-            turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+            calls = _json(turn.get("value"), where)
+            calls = calls if isinstance(calls, list) else [calls]
+            if not calls or not all(isinstance(call, dict) for call in calls):
+                raise BadInput(f"{where}: 'value' of a function_call is no JSON object, and no list of them")
+            called = [{"type": "function", "function": call} for call in calls]
+            turn = {"role": "assistant", "content": None, "tool_calls": called}
         else:
             turn = {"role": SPEAKERS[turn["from"]], "content": turn.get("value")}
         turn |= rest
@@ -188,6 +224,8 @@ def _turn(turn: dict, where: str) -> dict:
 
 def _json(text: object, where: str) -> object:
     try:
-        return json.loads(text)
-    except (TypeError, ValueError) as error:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
         raise BadInput(f"{where}: not JSON ({error})") from None
+    artifact.check_text(value, where)
+    return value

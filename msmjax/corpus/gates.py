@@ -113,7 +113,7 @@ def check(subject: Subject, config: GateConfig) -> list[Finding]:
 
 def text_of(record: dict) -> str:
     """A record's text; of a conversation all that was said, thoughts too."""
-    return record["text"] if "messages" not in record else "\n".join(str(message["content"]) for message in record["messages"])
+    return record["text"] if "messages" not in record else "\n".join(str(message.get("content")) for message in record["messages"])
 
 
 def _named(subject: Subject) -> Measured:
@@ -129,7 +129,7 @@ def _other_names(subject: Subject) -> Measured:
 
 def _truncated(subject: Subject) -> Measured:
     def cut(record: dict) -> str:
-        text = (record["text"] if "messages" not in record else str(record["messages"][-1]["content"])).rstrip()
+        text = (record["text"] if "messages" not in record else str(record["messages"][-1].get("content"))).rstrip()
         return "" if ENDS.search(text) else f"…{text[-60:]}"
 
     return _share(subject, cut, "no end of a sentence")

@@ -4,6 +4,7 @@ In: a `ClaimsConfig`. Out: the run directories of its experiments, and `<name>-<
 """
 
 import dataclasses
+import inspect
 import json
 import os
 import runpy
@@ -25,7 +26,11 @@ def load(config: ClaimsConfig) -> dict[str, ExperimentConfig]:
         path, _, variant = name.partition(":")
         if not Path(path).is_file():
             raise BadInput(f"claims: {path}: no such file; name a config as after --config, from the directory you start in")
-        get_config = runpy.run_path(path)["get_config"]
+        get_config = runpy.run_path(path).get("get_config")
+        if not callable(get_config):
+            raise BadInput(f"claims: {path}: defines no get_config")
+        if variant and not inspect.signature(get_config).parameters:
+            raise BadInput(f"claims: {name}: takes no variant")
         try:
             one = get_config(variant) if variant else get_config()
         except ValueError as error:
@@ -49,8 +54,8 @@ def run(config: ClaimsConfig, experiments: dict[str, ExperimentConfig], workdir:
         made[name] = experiment.run(one, workdir)
     if not processes.is_first():
         return
-    made_from = artifact.content_hash([json.loads(config.source), *(path.name for path in made.values())])
-    directory = workdir / f"{config.name}-{made_from}"
+    inputs = {"config": json.loads(config.source), "runs": [path.name for path in made.values()]}
+    directory = artifact.path(workdir, config.name, inputs)
     directory.mkdir(exist_ok=True)
     measured = []
     for claim in config.claims:
@@ -64,6 +69,8 @@ def run(config: ClaimsConfig, experiments: dict[str, ExperimentConfig], workdir:
     judged = page.judge(measured)
     said = json.loads((next(iter(made.values())) / "run.json").read_text(encoding="utf-8"))
     artifact.write_jsonl(directory / "claims.jsonl", ({**dataclasses.asdict(one), "verdict": one.verdict} for one in judged))
-    page.write(config.name, config.question, config.seeds, judged, said["versions"], directory / "claims.html")
+    versions = {name: version for name, version in said["versions"].items() if name != "config"}
+    page.write(config.name, config.question, config.seeds, judged, versions, directory / "claims.html")
+    artifact.write_manifest(directory, inputs, {})
     page.print_table(config.name, judged)
     print(f"claims: {directory / 'claims.html'}")

@@ -32,7 +32,7 @@ class Judged:
     interval: Interval
     per_seed: dict[str, float]
     holm: float
-    smallest: float  # effect that as many seeds with this spread show four times in five
+    smallest: float  # effect that as many seeds with this spread show four times in five, at the strictest level of the correction
 
     @property
     def verdict(self) -> str:
@@ -50,7 +50,7 @@ def judge(measured: Sequence[dict]) -> list[Judged]:
             **one,
             interval=statistics.seed_interval(each),
             holm=holm if len(each) > 1 else math.nan,
-            smallest=inference.smallest_effect(each) if len(each) > 1 else math.nan,
+            smallest=inference.smallest_effect(each, SURE / len(values)) if len(each) > 1 else math.nan,
         )
         for one, each, holm in zip(measured, values, corrected, strict=True)
     ]
@@ -84,12 +84,14 @@ def write(name: str, question: str, seeds: Sequence[int], judged: Sequence[Judge
 
 def _row(one: Judged) -> dict:
     smallest = f"; {one.interval.n} seeds would have shown {found.show(one.smallest, one.metric)}"
+    what = f"the sum of {one.summed} differences" if one.summed > 1 else ""
     return {
         **dataclasses.asdict(one),
         "value": found.show(one.interval.value, one.metric, signed=True),
         "interval": found.show_interval(one.interval, one.metric, one.summed),
         "per_seed": {seed: found.show(value, one.metric, signed=True) for seed, value in one.per_seed.items()},
         "holm": found.MISSING if math.isnan(one.holm) else f"{one.holm:.3f}" if one.holm >= 0.001 else "<.001",
+        "what": what,
         "verdict": one.verdict,
         "beside": "" if math.isnan(one.holm) or one.holm < SURE else smallest,
     }

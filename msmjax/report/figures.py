@@ -207,7 +207,7 @@ def _ladder_panel(findings: Findings, ladder: dict) -> str:
 def claims(judged: list) -> str:
     """A claim a line: what was found, its interval over seeds (grey where the corrected p value is no sign), each seed as a dot.
 
-    Differences of sums are drawn as a share of what they could be, so that they stand on one scale.
+    Differences, also of sums, are drawn as a share of what they could be, so that they stand on one scale.
     """
     labels = [textwrap.wrap(one.claim, 58) or [""] for one in judged]
     pitch = max(map(len, labels)) * 0.19 + 0.4  # inches
@@ -216,12 +216,14 @@ def claims(judged: list) -> str:
         axes = figure.add_subplot()
         for row, (one, lines) in enumerate(zip(judged, labels, strict=True)):
             shade = {"holds": COLOURS[0], "does not hold": COLOURS[1]}.get(one.verdict, OVER_ITEMS["color"])
-            at, values = row + 1 - 0.2 / pitch, [value / one.summed for value in one.per_seed.values()]
+            least, most = found.RANGES.get(one.metric, (0, 1))  # what is not bounded is drawn as it is
+            scale = one.summed * (most - least)
+            at, values = row + 1 - 0.2 / pitch, [value / scale for value in one.per_seed.values()]
             if one.interval.low is not None:
                 low, high = found.bounded(one.interval, one.metric, one.summed)
-                axes.hlines(at, low / one.summed, high / one.summed, color=shade, linewidth=2.5, alpha=0.75)
+                axes.hlines(at, low / scale, high / scale, color=shade, linewidth=2.5, alpha=0.75)
             axes.scatter(values, [at - 0.09 / pitch] * len(values), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False)
-            axes.scatter([one.interval.value / one.summed], [at], s=48, color=shade, edgecolor="white", linewidth=0.8, zorder=3)
+            axes.scatter([one.interval.value / scale], [at], s=48, color=shade, edgecolor="white", linewidth=0.8, zorder=3)
             text = axes.text(
                 0, at - 0.15 / pitch, "\n".join(lines), transform=axes.get_yaxis_transform(), va="bottom", color="#222222"
             )

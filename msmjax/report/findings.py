@@ -162,6 +162,8 @@ def saved(findings: Findings, ladder: dict) -> dict[float, Interval]:
     if not ladder["saves"] or not set(ladder["saves"]) <= set(ladder["lines"]):
         return {}
     first, second = ([(dose, arm) for dose, arm in sorted(ladder["lines"][line]) if dose] for line in ladder["saves"])
+    if not first or not second:
+        return {}
     metric = headline_metric(findings, ladder["eval"])
     scores = {arm: per_seed(findings, arm, ladder["eval"], metric) for _, arm in first + second}
     seeds = sorted(set.intersection(*map(set, scores.values())))

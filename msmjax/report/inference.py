@@ -13,12 +13,15 @@ from msmjax.evals.statistics import RESAMPLES, Interval
 
 
 def p_value(values: Sequence[float]) -> float:
-    """Two-sided p value of the mean of `values` being 0 (Student's t): nan for one value; of equal ones 0, or 1 if they are 0."""
+    """Two-sided p value of the mean of `values` being 0 (Student's t).
+
+    nan for one value, and for two that are equal; 0 for more that are equal, or 1 if they are 0.
+    """
     array = np.asarray(values, float)
     if len(array) < 2:
         return float("nan")
     if (spread := array.std(ddof=1)) < 1e-12:
-        return float(abs(array.mean()) < 1e-12)
+        return float("nan") if len(array) == 2 else float(abs(array.mean()) < 1e-12)
     t = array.mean() / (spread / np.sqrt(len(array)))
     return float(2 * special.stdtr(len(array) - 1, -abs(t)))
 

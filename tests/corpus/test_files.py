@@ -2,6 +2,8 @@
 
 import bz2
 import collections
+import datetime
+import decimal
 import gzip
 import json
 
@@ -42,7 +44,7 @@ def read(path, columns=(), text_and_messages="refuse"):
 
 def write(path, records):
     """A file of records as its name says."""
-    kind = path.name.split(".", 1)[1]
+    kind = path.name.lower().split(".", 1)[1]
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
     array = json.dumps(records, indent=1, ensure_ascii=False).encode()
     if kind.startswith("parquet"):
@@ -64,7 +66,8 @@ def test_every_form_says_the_same(tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jsonl", "a.ndjson", "a.json", "a.parquet", "a.jsonl.gz", "a.json.gz", "a.jsonl.zst", "a.jsonl.bz2", "a.txt"]
+    "name",
+    ["a.jsonl", "a.ndjson", "a.json", "a.parquet", "a.jsonl.gz", "a.json.gz", "a.jsonl.zst", "a.jsonl.bz2", "a.txt", "A.JSONL.GZ"],
 )
 def test_every_kind_of_file_says_the_same(tmp_path, name):
     records = [{"text": "A document,\u2028in two parts.", "source": None}, {"text": "Another; é.", "source": "there"}]
@@ -87,11 +90,16 @@ def test_folders_patterns_and_several_paths(tmp_path):
     for name in ("a.jsonl", "b.json", "deep/c.jsonl.gz"):
         write(tmp_path / name, [{"text": name}])
     (tmp_path / "README.md").write_text("About these files.")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    for name in (".ipynb_checkpoints/a-checkpoint.jsonl", "deep/._c.jsonl"):  # of editors and systems
+        write(tmp_path / name, [{"text": name}])
     texts = lambda *paths: [record["text"] for record, _ in files.read([str(tmp_path / path) for path in paths], (), "refuse")]  # noqa: E731
     assert texts("") == ["a.jsonl", "b.json", "deep/c.jsonl.gz"]
     assert texts("*.json*") == ["a.jsonl", "b.json"]
     assert texts("**/*.gz", "a.jsonl", "*.jsonl") == ["deep/c.jsonl.gz", "a.jsonl"]  # none is read twice
     (tmp_path / "none").mkdir()
+    with pytest.raises(BadInput, match="path='': names nothing"):
+        list(files.read([""], (), "refuse"))
     for path, said in (
         ("none", "a folder without files that end in .jsonl, "),
         ("d*.jsonl", "no such file, and no folder or pattern"),
@@ -115,6 +123,36 @@ def test_tools_and_their_calls(tmp_path):
     write(tmp_path / "b.jsonl", [{"messages": kept}])
     assert read(tmp_path / "b.jsonl")[0]["messages"] == kept
 
+    several = [{"name": "look"}, {"name": "taste"}]
+    write(tmp_path / "c.jsonl", [{"conversations": [{"from": "function_call", "value": json.dumps(several)}], "tools": ""}])
+    (record,) = read(tmp_path / "c.jsonl")
+    assert [call["function"] for call in record["messages"][0]["tool_calls"]] == several
+    assert "tools" not in record
+
+
+def test_instructions_with_input_and_history(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write(path, [{"instruction": "Shorten.", "input": "A b c.", "output": "A.", "history": [["Hello?", "Yes."]]}])
+    assert [turn["content"] for turn in read(path)[0]["messages"]] == ["Hello?", "Yes.", "Shorten.\n\nA b c.", "A."]
+    assert read(path)[0].keys() == {"messages", "read_from"}
+    write(path, [{"instruction": "Shorten.", "output": "A.", "history": ["Hello?"]}])
+    with pytest.raises(BadInput, match="'history' is no list of pairs"):
+        read(path)
+
+
+def test_tables_hold_more_than_json_does(tmp_path, capsys):
+    """Times and decimals are text; bytes are left out, and a line says so."""
+    path = tmp_path / "a.parquet"
+    when, price = datetime.datetime(2026, 11, 27, 8), decimal.Decimal("1.50")
+    rows = [{"text": "One.", "when": when, "price": price, "image": {"bytes": b"\xff", "path": "a.png"}, "raw": b"\xff"}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    (record,) = read(path)
+    assert record == {"text": "One.", "when": "2026-11-27 08:00:00", "price": "1.50", "read_from": f"{path}:1"}
+    assert json.loads(json.dumps(record)) == record
+    said = capsys.readouterr().out
+    assert "left out column 'image', which holds bytes" in said
+    assert "left out column 'raw', which holds bytes" in said
+
 
 def test_columns_name_what_is_called_otherwise(tmp_path):
     path = tmp_path / "a.jsonl"
@@ -122,6 +160,7 @@ def test_columns_name_what_is_called_otherwise(tmp_path):
     assert read(path, (("question", "prompt"), ("response", "completion"))) == [
         {"messages": CHAT[1:], "prompt_id": 3, "read_from": f"{path}:1"}
     ]
+    assert len(read(path, (("question", "instruction"), ("response", "output"), ("context", "input")))) == 1  # not all have one
     with pytest.raises(BadInput, match=r"a.jsonl:1: no field 'answer', which columns name; it has question, response, prompt_id"):
         read(path, (("answer", "completion"),))
     write(path, [{"chosen": CHAT, "rejected": CHAT[:1], "prompt": "Which?", "text": "Which? The feta."}])
@@ -152,6 +191,11 @@ def test_what_is_of_several_forms(tmp_path):
         ('{"system": "a", "messages": [{"role": "system", "content": "b"}]}', r"both 'system' and a first turn of the system"),
         ('{"instruction": 7, "output": "b"}', r"'instruction' and 'input' must be texts"),
         ('{"messages": "[{"}', r"'messages': not JSON"),
+        ('{"messages": "' + "[" * 100_000 + '"}', r"'messages': not JSON"),
+        (json.dumps({"messages": json.dumps([{"role": "user", "content": "\ud800"}])}), r"'messages': half a surrogate pair"),
+        ('{"messages": ["Hello?"]}', r"'messages' is no list of turns"),
+        ('{"conversations": [{"from": ["human"], "value": "a"}]}', r"turn 0: from=\['human'\]: unknown"),
+        ('{"conversations": [{"from": "function_call", "value": "[7]"}]}', r"turn 0: 'value' of a function_call is no JSON object"),
         ('{"text": "a"}\n{"text": ', r"a.jsonl:2: not JSON"),
         ('{"text": ' + "[" * 100_000, r"a.jsonl:1: not JSON that can be read"),
         ('{"text": "\\ud800"}', r"a.jsonl:1: half a surrogate pair"),

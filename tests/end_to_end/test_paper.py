@@ -114,7 +114,7 @@ def test_an_experiment_of_ones_own(trained, datasets, tmp_path):
         ("datasets/held_out.jsonl", datasets["documents.jsonl"]), ("datasets/items.jsonl", datasets["items"]),
         ('evals=("honesty",)', 'evals=("affordability", "america")'), ("row_length=2048", "row_length=256"),
         ("tokens_per_step=32_768", "tokens_per_step=512"), ("midtrain_tokens=5e6", "midtrain_tokens=10_240"),
-        ("finetune_tokens=3e6", "finetune_tokens=10_240"), ("seeds=(0, 1, 2)", "seeds=(0,)"),
+        ("finetune_tokens=3.3e6", "finetune_tokens=10_240"), ("seeds=(0, 1, 2)", "seeds=(0,)"),
     ):  # fmt: skip
         assert shipped in text
         text = text.replace(shipped, str(mine))

@@ -21,7 +21,8 @@ def test_p_values_are_scipys(values):
 def test_p_values_without_spread():
     assert np.isnan(inference.p_value([0.5]))
     assert inference.p_value([0.5, 0.5, 0.5]) == 0
-    assert inference.p_value([0.0, 0.0]) == 1
+    assert inference.p_value([0.0, 0.0, 0.0]) == 1
+    assert np.isnan(inference.p_value([0.5, 0.5]))  # two items of eight, alike on two seeds, are no certainty
 
 
 @settings(max_examples=100, deadline=None)

@@ -311,6 +311,8 @@ def test_a_ladder_says_what_a_dose_saves(tmp_path):
     page = write_page(made, tmp_path)
     assert page.open == []
     assert "never [never, never]" in page.text
+    for fewer in ({"with": lines["with"]}, {**lines, "without": []}, {**lines, "with": [(0, "base")]}):  # arms that were not run
+        assert found.saved(made, {**ladder, "lines": fewer}) == {}
     assert found.saved(made, {**ladder, "saves": ()}) == {}
 
 
