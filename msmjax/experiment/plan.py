@@ -62,7 +62,7 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
     elif device is not None:
         there = machine.devices_of(config, device)
     else:
-        there = measured(config)
+        there = measured(config, machine.this_machine(config))
     used = dict.fromkeys(name for arm in config.run for name in config.arms[arm] if name != IMPORT)
     stages = {name: fit.fit(config, config.stages[name], there) for name in used}
     params, optimizer = fit.state_bytes(config.model, config.optimizer, there.mesh)
@@ -127,20 +127,19 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         print_first_chat(config, stages)
 
 
-def measured(config: ExperimentConfig) -> Machine:
+def measured(config: ExperimentConfig, here: Machine) -> Machine:
     """This machine, as fast as a matrix product says."""
-    here = machine.this_machine(config)
     # CPU devices of one process are virtual and share one processor.
     shared = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     speed = machine.flops_per_second(config.model.compute_dtype) * machine.EFFICIENCY / shared
     return dataclasses.replace(here, flops=speed)
 
 
-def remaining(config: ExperimentConfig, workdir: Path, data: Data) -> str:
-    """What of an experiment is not there yet, and about how long it takes here."""
+def remaining(config: ExperimentConfig, workdir: Path, data: Data, here: Machine) -> str:
+    """What of an experiment is not there yet, and about how long it takes here. One process alone may ask."""
     unfinished, last = to_do(config, workdir, data)
     models = [stage for stage in dict.fromkeys(last.values()) if not eval_path(config, workdir, data, stage).exists()]
-    here = measured(config)
+    here = measured(config, here)
     fitted = {name: fit.fit(config, config.stages[name], here) for name, _ in unfinished}
     seconds = sum(config.stages[name].steps * step_seconds(fitted[name], name, here) for name, _ in unfinished)
     seconds += len(models) * eval_seconds(config, here)[0]

@@ -53,7 +53,7 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
             table.print_table(read_findings(config, data, workdir, run_directory))
         return run_directory
     if processes.is_first():
-        print(plan.remaining(config, workdir, data), flush=True)
+        print(plan.remaining(config, workdir, data, here), flush=True)
     _prove_attention(config)
     with artifact.lock(run_directory) if processes.is_first() else contextlib.nullcontext():
         stages, evaluations, inside = {}, {}, 0.0
