@@ -138,10 +138,10 @@ def measured(config: ExperimentConfig, here: Machine) -> Machine:
 def remaining(config: ExperimentConfig, workdir: Path, data: Data, here: Machine) -> str:
     """What of an experiment is not there yet, and about how long it takes here. One process alone may ask."""
     unfinished, last = to_do(config, workdir, data)
-    models = [stage for stage in dict.fromkeys(last.values()) if not eval_path(config, workdir, data, stage).exists()]
+    models = [stage for stage in last if not eval_path(config, workdir, data, stage).exists()]
     here = measured(config, here)
-    fitted = {name: fit.fit(config, config.stages[name], here) for name, _ in unfinished}
-    seconds = sum(config.stages[name].steps * step_seconds(fitted[name], name, here) for name, _ in unfinished)
+    fitted = {name: fit.fit(config, config.stages[name], here) for name in dict.fromkeys(unfinished)}
+    seconds = sum(config.stages[name].steps * step_seconds(fitted[name], name, here) for name in unfinished)
     seconds += len(models) * eval_seconds(config, here)[0]
     return f"to do: {len(unfinished)} stages and {len(models)} evals, about {show_seconds(seconds)} here, compilation apart"
 

@@ -6,6 +6,7 @@ checkpoints, its log, and a manifest.
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 from msmjax import artifact, fit
@@ -68,37 +69,37 @@ def _stage_path(workdir: Path, name: str, seed: int, inputs: dict) -> Path:
     return artifact.path(workdir / "stages", f"{name}-seed{seed}", inputs)
 
 
-def to_do(
-    config: ExperimentConfig, workdir: Path, data: Data
-) -> tuple[list[tuple[str, Path]], dict[tuple[str, int | None], Path | None]]:
-    """Of an experiment's stages the names and directories of those that are not finished, and the last stage of each arm and seed,
-    finished or not; None, of seed None, where that is the imported model."""
-    unfinished, last = {}, {}
+def to_do(config: ExperimentConfig, workdir: Path, data: Data) -> tuple[list[str], list[Path | None]]:
+    """Of an experiment, the stages that are not finished, by name, once for each seed and each parent; and the last stage of each
+    arm and seed, finished or not, None where that is the imported model."""
+    unfinished, last = {}, []
     for seed in config.seeds:
         for arm in config.run:
             directory = None
-            for name in config.arms[arm]:
-                if name == IMPORT:
-                    continue
-                inputs = _stage_inputs(config, data, name, seed, directory)
-                directory = _stage_path(workdir, name, seed, inputs)
+            for name, inputs, directory in _chain(config, workdir, data, arm, seed):
                 if directory not in unfinished and not _is_finished(directory, inputs, config.stages[name].steps):
                     unfinished[directory] = name
-            last[arm, seed if directory else None] = directory
-    return [(name, directory) for directory, name in unfinished.items()], last
+            last.append(directory)
+    return list(unfinished.values()), list(dict.fromkeys(last))
 
 
 def find_arm(config: ExperimentConfig, workdir: Path, data: Data, arm: str, seed: int) -> Path | None:
     """The finished last stage of an arm, None where that is the imported model itself; BadInput where it was not trained yet."""
     directory = None
-    for name in config.arms[arm]:
-        if name == IMPORT:
-            continue
-        inputs = _stage_inputs(config, data, name, seed, directory)
-        directory = _stage_path(workdir, name, seed, inputs)
+    for name, inputs, directory in _chain(config, workdir, data, arm, seed):
         if not _is_finished(directory, inputs, config.stages[name].steps):
             raise BadInput(f"{directory}: stage {name!r} of arm {arm!r} is not trained yet; run the experiment first")
     return directory
+
+
+def _chain(config: ExperimentConfig, workdir: Path, data: Data, arm: str, seed: int) -> Iterator[tuple[str, dict, Path]]:
+    """The trained stages of an arm in order, each with what it depends on and its directory, whether they are there or not."""
+    directory = None
+    for name in config.arms[arm]:
+        if name != IMPORT:
+            inputs = _stage_inputs(config, data, name, seed, directory)
+            directory = _stage_path(workdir, name, seed, inputs)
+            yield name, inputs, directory
 
 
 def _is_finished(directory: Path, inputs: dict, last_step: int) -> bool:

@@ -127,10 +127,7 @@ def _comparisons_panel(findings: Findings, metric: str, group: list) -> str:
             values = list(item.per_seed.values())
             axes.scatter(values, [at - 0.09 / pitch] * len(values), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False)
             axes.scatter([item.over_seeds.value], [at], s=48, color=shade, edgecolor="white", linewidth=0.8, zorder=3)
-            text = axes.text(
-                0, at - 0.15 / pitch, "\n".join(lines), transform=axes.get_yaxis_transform(), va="bottom", color="#222222"
-            )
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+            _label_above(axes, at, pitch, lines)
         if metric in found.RANGES:
             most = max(len(item.arms) for item in group) * (found.RANGES[metric][1] - found.RANGES[metric][0])
             ticks = [most * half / 2 for half in range(-2, 3)]
@@ -224,10 +221,7 @@ def claims(judged: list) -> str:
                 axes.hlines(at, low / scale, high / scale, color=shade, linewidth=2.5, alpha=0.75)
             axes.scatter(values, [at - 0.09 / pitch] * len(values), s=9, color=shade, alpha=0.6, linewidth=0, clip_on=False)
             axes.scatter([one.interval.value / scale], [at], s=48, color=shade, edgecolor="white", linewidth=0.8, zorder=3)
-            text = axes.text(
-                0, at - 0.15 / pitch, "\n".join(lines), transform=axes.get_yaxis_transform(), va="bottom", color="#222222"
-            )
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+            _label_above(axes, at, pitch, lines)
         axes.set_xlim(-1.02, 1.02)
         axes.axvline(0, color="#444444", linewidth=1, zorder=1)
         axes.set_ylim(len(judged), 0)
@@ -272,6 +266,12 @@ def _rows(axes, labels: list[str]) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
+
+
+def _label_above(axes, at: float, pitch: float, lines: list[str]) -> None:
+    """A label of some lines above what is drawn at `at`, where rows are `pitch` inches apart."""
+    text = axes.text(0, at - 0.15 / pitch, "\n".join(lines), transform=axes.get_yaxis_transform(), va="bottom", color="#222222")
+    text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
 
 
 def _scale_above(axes, rows: int) -> None:
