@@ -14,6 +14,7 @@ INSTALL = [
     "tensorflow-datasets>=4.9.10,<4.10",  # array_record datasets work without TensorFlow from here on
     "array-record>=0.8.3",  # the storage behind those datasets; TFDS does not ask for it itself
     "importlib_resources>=6.4",  # TFDS imports it when a builder lives outside TFDS, and does not ask for it
+    "pyarrow>=16",  # files of records: parquet, and what is packed by gzip, zstd or bzip2
     "sentencepiece>=0.2.1,<0.3",  # training is deterministic within one minor version only
     "ml-collections>=1.1,<2",
     "absl-py>=2.1",
