@@ -122,15 +122,22 @@ def ask(item: dict, prompt: Prompt, tokenizer: AnyTokenizer) -> list[tuple[list[
 
 
 def score(examples: list[tuple[list[int], int]], model: ModelConfig, params: dict, mesh: Mesh) -> np.ndarray:
-    """Negative log-probability, in nats, of each example's ids from its given position on; [examples]."""
-    longest = max(len(ids) for ids, _ in examples)
-    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    tokens = np.full((len(examples), length), PAD, np.int32)
-    segment_ids, loss_mask = np.zeros(tokens.shape, np.int32), np.zeros(tokens.shape, bool)
-    for row, (ids, start) in enumerate(examples):
-        tokens[row, : len(ids)], segment_ids[row, : len(ids)], loss_mask[row, start : len(ids)] = ids, 1, True
-    batch = {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}
-    return row_nats(batch, model, params, mesh, segments=1)[0]
+    """Negative log-probability, in nats, of each example's ids from its given position on; [examples].
+
+    Those of about one length are scored together, so that little is padding.
+    """
+    of_length: dict[int, list[int]] = {}
+    for index, (ids, _) in enumerate(examples):
+        of_length.setdefault(-(-len(ids) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, []).append(index)
+    nats = np.zeros(len(examples), np.float32)
+    for length, indices in of_length.items():
+        tokens = np.full((len(indices), length), PAD, np.int32)
+        segment_ids, loss_mask = np.zeros(tokens.shape, np.int32), np.zeros(tokens.shape, bool)
+        for row, (ids, start) in enumerate(examples[index] for index in indices):
+            tokens[row, : len(ids)], segment_ids[row, : len(ids)], loss_mask[row, start : len(ids)] = ids, 1, True
+        batch = {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}
+        nats[indices] = row_nats(batch, model, params, mesh, segments=1)[0]
+    return nats
 
 
 def row_nats(

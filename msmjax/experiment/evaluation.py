@@ -5,6 +5,7 @@ In: a config, its data and the directory of a finished stage. Out: an artifact w
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from msmjax import artifact, fit
@@ -13,6 +14,12 @@ from msmjax.data import rows
 from msmjax.evals import base_text, forced_choice, results
 from msmjax.experiment.data import Data, source_of
 from msmjax.training import loop, processes, weights
+
+# What computes answers: of the rooms to the left, what asks and what computes; rows are named by their content.
+ROOMS = (
+    *("data/chat.py", "data/huggingface.py", "data/proof.py", "data/template.py", "data/tokenizer.py"),
+    *("evals", "model", "training/sharding.py", "training/step.py", "training/weights.py"),
+)
 
 
 def eval_inputs(config: ExperimentConfig, data: Data, stage: Path | None) -> dict:
@@ -24,13 +31,18 @@ def eval_inputs(config: ExperimentConfig, data: Data, stage: Path | None) -> dic
         "base_text": artifact.read_manifest(data.rows[config.evals.base_text])["content"],
         "tokenizer": data.tokenizer.name,
         "model": dataclasses.asdict(config.model),
-        "code": artifact.code_hash("data", "evals", "model", "training"),
+        "code": artifact.code_hash(*ROOMS),
     }
 
 
 def eval_path(config: ExperimentConfig, workdir: Path, data: Data, stage: Path | None) -> Path:
     """Where the artifact of a stage's answers is, or will be."""
     return artifact.path(workdir / "evals", _name(stage), eval_inputs(config, data, stage))
+
+
+def answers_hash(names: Iterable[str]) -> str:
+    """Of the names of artifacts of answers: other code, data or settings that decide about an answer give another."""
+    return artifact.content_hash(sorted(set(names)))
 
 
 def _name(stage: Path | None) -> str:

@@ -18,7 +18,7 @@ from msmjax.config import IMPORT, ExperimentConfig
 from msmjax.data import rows
 from msmjax.experiment import plan
 from msmjax.experiment.data import Data, make_data
-from msmjax.experiment.evaluation import evaluate
+from msmjax.experiment.evaluation import answers_hash, evaluate
 from msmjax.experiment.findings import read_findings
 from msmjax.experiment.stages import run_stage
 from msmjax.model import attention, huggingface_config
@@ -104,7 +104,7 @@ def _write_run(
         "seconds": seconds,
         "stages": {label: directory.name for label, directory in stages.items()},
         "evals": [directory.name for directory in evaluations.values()],
-        "versions": _versions(config),
+        "versions": {**_versions(config), "answers": answers_hash(directory.name for directory in evaluations.values())},
         "computed": {label: artifact.read_manifest(directory)["computed"] for label, directory in stages.items()},
     }
     artifact.write_json(run_directory / "run.json", said)
