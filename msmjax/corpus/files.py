@@ -4,6 +4,7 @@ In: paths, and what is called otherwise in them. Out: records `{text, ...}` or `
 each with the place it was read from; other fields are kept as they are.
 """
 
+import codecs
 import collections
 import glob
 import io
@@ -16,6 +17,8 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+BLOCK = 4 << 20  # bytes of a file that are read at a time
+ROWS = 1000  # and rows of a table
 PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 # Form -> the fields that make a record one. What a document is has `text`; the others are conversations.
 FORMS = {
@@ -58,11 +61,23 @@ def read(paths: Sequence[str], columns: Sequence[tuple[str, str]], text_and_mess
     """Each record of the files in order, and its form, one of FORMS: null is absence.
 
     `columns` are (name in the file, name here). A record that is a document and a conversation is what `text_and_messages` says.
-    Raises BadInput, naming file and line, for what cannot be read, for a record of no known form, or of two.
+    Raises BadInput, naming file and line, for what cannot be read, for a record of no known form, or of two, and for one whose `id`
+    another has.
     """
+    seen: set[int] = set()  # hashes of ids, of which there may be millions
     for path in find(paths):
-        for number, record in enumerate(_records(path), 1):
-            yield _read(record, f"{path}:{number}", columns, text_and_messages)
+        for number, found in enumerate(_records(path), 1):
+            where = f"{path}:{number}"
+            record, form = _read(found, where, columns, text_and_messages)
+            if "id" in record:
+                key = hash(artifact.canonical_json(record["id"]))
+                if key in seen:
+                    raise BadInput(
+                        f"{where}: another record has the id {record['id']!r} too; remove one of them, or name it otherwise in "
+                        "columns, where it is the id of something else"
+                    )
+                seen.add(key)
+            yield record, form
 
 
 def describe(forms: collections.Counter[str]) -> str:
@@ -81,24 +96,32 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in reversed(suffixes) if suffix not in PACKED), "")
 
 
-def _records(path: Path) -> list[dict]:
-    """The records of one file: JSON lines, a JSON array, or parquet, packed or not."""
+def _records(path: Path) -> Iterator[dict]:
+    """The records of one file: JSON lines, a JSON array, or parquet, packed or not; but for an array, a block of it at a time."""
     import pyarrow
-    from pyarrow import parquet
 
     try:
         with pyarrow.input_stream(str(path), compression=PACKED.get(path.suffix.lower())) as stream:
-            data = stream.read()
+            if _suffix(path) == ".parquet":
+                yield from _rows(stream if stream.seekable() else io.BytesIO(stream.read()), path)
+                return
+            head = stream.read(BLOCK)
+            if _suffix(path) == ".json" and head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                yield from _array(artifact.decode(head + stream.read(), path), path)
+                return
+            line, at = 1, 0
+            while head:
+                more = stream.read(BLOCK)
+                end = len(head) if not more else head.rfind(b"\n") + 1
+                yield from artifact.parse_jsonl(artifact.decode(head[:end], path, at), path, line)
+                line, at = line + head.count(b"\n", 0, end), at + end
+                head = head[end:] + more
     except (OSError, pyarrow.ArrowException) as error:
         raise BadInput(f"{path}: cannot read ({str(error).splitlines()[0]})") from None
-    if _suffix(path) == ".parquet":
-        try:
-            return [_as_json(record, f"{path}:{number}") for number, record in enumerate(_rows(parquet, data, path), 1)]
-        except (pyarrow.ArrowException, OSError) as error:
-            raise BadInput(f"{path}: no parquet file that can be read ({str(error).splitlines()[0]})") from None
-    text = artifact.decode(data, path)
-    if _suffix(path) != ".json" or not text.lstrip().startswith("["):
-        return artifact.parse_jsonl(text, path)
+
+
+def _array(text: str, path: Path) -> list[dict]:
+    """The entries of a JSON array."""
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -111,13 +134,23 @@ def _records(path: Path) -> list[dict]:
     return records
 
 
-def _rows(parquet, data: bytes, path: Path) -> list[dict]:
+def _rows(stream, path: Path) -> Iterator[dict]:
     """The rows of a parquet file; of columns that hold bytes (images, sounds) a line says that they are left out."""
-    table = parquet.read_table(io.BytesIO(data))
-    for name in [field.name for field in table.schema if re.search(r"\bbinary\b", str(field.type))]:
-        print(f"{path}: left out column {name!r}, which holds bytes")
-        table = table.drop_columns([name])
-    return table.to_pylist()
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(stream)
+        columns = [field.name for field in file.schema_arrow if not re.search(r"\bbinary\b", str(field.type))]
+        for name in [name for name in file.schema_arrow.names if name not in columns]:
+            print(f"{path}: left out column {name!r}, which holds bytes")
+        number = 0
+        for batch in file.iter_batches(batch_size=ROWS, columns=columns):
+            for record in batch.to_pylist():
+                number += 1
+                yield _as_json(record, f"{path}:{number}")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"{path}: no parquet file that can be read ({str(error).splitlines()[0]})") from None
 
 
 def _as_json(value: object, where: str) -> object:

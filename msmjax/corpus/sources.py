@@ -8,8 +8,10 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -167,20 +169,17 @@ def load_spec(source: Source, assistant: AssistantConfig) -> spec.Spec:
 
 def make_corpus(parent: Path, name: str, source: Source, makers: Makers) -> Path:
     """The artifact of a source's records. Raises BadInput for an empty corpus."""
-    if isinstance(source, FileSource | SelectionSource):
-        made_from = [artifact.file_hash(path) for path in files.find(source.path)]
-    else:
-        has_spec = isinstance(source, SpecSource | DemonstrationSource | WrittenSource)
-        made_from = load_spec(source, makers.assistant).hash if has_spec else None
     inputs = {
         "source": dataclasses.asdict(source),
-        "made_from": made_from,
-        "world": dataclasses.asdict(makers.world),
-        "assistant": dataclasses.asdict(makers.assistant),
         "code": artifact.code_hash("corpus", "spec/__init__.py", "spec/transform.py"),
     }
     if isinstance(source, FileSource | SelectionSource):
+        inputs["made_from"] = [artifact.file_hash(path) for path in files.find(source.path)]
         inputs["text_and_messages"] = makers.text_and_messages
+    else:
+        has_spec = isinstance(source, SpecSource | DemonstrationSource | WrittenSource)
+        inputs["made_from"] = load_spec(source, makers.assistant).hash if has_spec else None
+        inputs |= {"world": dataclasses.asdict(makers.world), "assistant": dataclasses.asdict(makers.assistant)}
     if isinstance(source, WrittenSource):
         inputs["teachers"] = {role: makers.teachers[role].identity for role in (source.teacher, source.judge) if role}
 
@@ -192,16 +191,26 @@ def make_corpus(parent: Path, name: str, source: Source, makers: Makers) -> Path
             said = {"asked_for": source.records, "lost": written.lost, "teachers": ledgers}
         else:
             records = _records(source, makers)
-        if not records:
+        counts = _write_records(directory, records)
+        if not counts:
             raise BadInput(f"corpus {name}: no records; an empty corpus trains nothing" + (f" ({said['lost']})" if said else ""))
-        documents = [record for record in records if "messages" not in record]
-        conversations = [record for record in records if "messages" in record]
-        for stem, part in (("documents", documents), ("conversations", conversations)):
-            if part:
-                artifact.write_jsonl(directory / f"{stem}.jsonl", part)
-        return {"documents": len(documents), "conversations": len(conversations), **said}
+        return {**{kind: counts[kind] for kind in ("documents", "conversations")}, **said}
 
     return artifact.make(parent, name, inputs, build)
+
+
+def _write_records(directory: Path, records: Iterable[dict]) -> collections.Counter[str]:
+    """Writes documents and conversations, each to a file of their own, and returns how many there were of each."""
+    counts: collections.Counter[str] = collections.Counter()
+    written: dict[str, TextIO] = {}
+    with contextlib.ExitStack() as stack:
+        for record in records:
+            kind = "conversations" if "messages" in record else "documents"
+            if kind not in written:
+                written[kind] = stack.enter_context((directory / f"{kind}.jsonl").open("w", encoding="utf-8"))
+            written[kind].write(json.dumps(record, ensure_ascii=False) + "\n")
+            counts[kind] += 1
+    return counts
 
 
 async def _write(name: str, source: WrittenSource, makers: Makers) -> tuple[Written, dict]:
@@ -298,12 +307,10 @@ def read_evaluation_items(parent: Path, path: Path, per_eval: int, seed: int) ->
     return artifact.make(parent, "items", inputs, build)
 
 
-def _records(source: Source, makers: Makers) -> list[dict]:
+def _records(source: Source, makers: Makers) -> Iterable[dict]:
     if isinstance(source, FileSource | SelectionSource):
-        read = list(files.read(source.path, source.columns, makers.text_and_messages))
-        print(f"{', '.join(source.path)}: {files.describe(collections.Counter(form for _, form in read))}")
-        records = [record for record, _ in read]
-        return _select(records, source) if isinstance(source, SelectionSource) else records
+        records = _read(source, makers.text_and_messages)
+        return _select(list(records), source) if isinstance(source, SelectionSource) else records
     world, assistant = _world(makers.world), makers.assistant
     if isinstance(source, BaseSource):
         return microworld.base(world, assistant.name, source.records, source.seed)
@@ -315,6 +322,16 @@ def _records(source: Source, makers: Makers) -> list[dict]:
             world, loaded, source.read, source.explained, source.conflicting, source.records, source.seed
         )
     return microworld.spec_documents(world, loaded, source.form, source.records, source.seed)
+
+
+def _read(source: FileSource | SelectionSource, text_and_messages: str) -> Iterator[dict]:
+    """The records of files, one after the other; says at the end of what form they were."""
+    forms: collections.Counter[str] = collections.Counter()
+    read = files.read(source.path, source.columns, text_and_messages)
+    for record, form in tqdm(read, desc=f"reading {', '.join(source.path)}", unit="record", leave=False, disable=None):
+        forms[form] += 1
+        yield record
+    print(f"{', '.join(source.path)}: {files.describe(forms)}")
 
 
 def first_conversation(source: Source, text_and_messages: str) -> dict | None:

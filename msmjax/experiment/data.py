@@ -6,6 +6,7 @@ are missing; and from it the mixture that a stage reads.
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,8 +15,9 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.config import ExperimentConfig, check_evals, suggestion
 from msmjax.corpus import gates, sources
-from msmjax.data import chat, rows, show
+from msmjax.data import chat, examples, rows, show
 from msmjax.data import tokenizer as tokenizers
+from msmjax.data.examples import Part
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab, open_tokenizer
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import AnyTokenizer, Tokenizer
@@ -25,6 +27,8 @@ from msmjax.local_teacher import open_teacher
 from msmjax.model import attention
 from msmjax.report import corpus as corpus_report
 from msmjax.training import weights
+
+CHATS = 10_000  # the first of the fine-tuning chats, of which most are like those that items are asked like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +184,10 @@ def make_items(config: ExperimentConfig, workdir: Path) -> Path:
 
 def _prompt(config: ExperimentConfig, corpus: Path, tokenizer: AnyTokenizer) -> tuple[Prompt, list[int], list[bool]]:
     """How items are asked, and ids and loss mask of a chat."""
-    evals, conversations = config.evals, [record for record in sources.read_corpus(corpus) if "messages" in record]
-    chats = [{**record, "messages": chat.open_thinking(record["messages"])[0]} for record in conversations]  # as in rows
+    evals, path = config.evals, corpus / "conversations.jsonl"
+    read = examples.read_records(Part(path, 0, path.stat().st_size, 1), tokenizer.roles) if path.exists() else ()
+    first = itertools.islice(itertools.chain.from_iterable(read), CHATS)
+    chats = [{**record, "messages": chat.open_thinking(record["messages"])[0]} for record, _ in first]  # as in rows
     if not chats:
         raise BadInput(f"evals.chats={evals.chats!r}: has no conversations; name the corpus of fine-tuning chats")
     like, ids, mask = forced_choice.prompt_of(chats, config.assistant.name, tokenizer)
@@ -209,12 +215,12 @@ def _weights(source: weights.Source, workdir: Path) -> Path:
 
 def _make_tokenizer(config: ExperimentConfig, workdir: Path, corpus: Path) -> Tokenizer:
     def texts():
-        for path in sorted(corpus.glob("*.jsonl")):
-            for record, _ in rows.read_records(path):
-                if "text" in record:
-                    yield record["text"]
-                else:
-                    yield from (message["content"] for message in record["messages"])
+        parts = itertools.chain.from_iterable(examples.cut(sorted(corpus.glob("*.jsonl"))))
+        for record, _ in itertools.chain.from_iterable(itertools.chain.from_iterable(map(examples.read_records, parts))):
+            if "text" in record:
+                yield record["text"]
+            else:
+                yield from (message["content"] for message in record["messages"])
 
     def build(directory: Path) -> dict:
         tokenizers.train(texts(), config.vocab_size, directory / "tokenizer.model")

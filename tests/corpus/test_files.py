@@ -78,6 +78,41 @@ def test_every_kind_of_file_says_the_same(tmp_path, name):
     ]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("block", [1, 16, 100])
+def test_what_is_read_in_blocks_is_the_same(tmp_path, monkeypatch, name, block):
+    records = [{"text": "é\u2028" * size, "id": f"a{size}"} for size in (3, 0, 40, 1, 7)]
+    write(tmp_path / name, records)
+    if name == "a.jsonl":  # without the end of the last line
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes().rstrip())
+    whole = read(tmp_path / name)
+    monkeypatch.setattr(files, "BLOCK", block)
+    monkeypatch.setattr(files, "ROWS", 2)
+    assert read(tmp_path / name) == whole
+    assert [record["read_from"] for record in whole] == [f"{tmp_path / name}:{number}" for number in range(1, 6)]
+
+
+def test_what_is_wrong_in_a_later_block_is_named_by_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK", 16)
+    lines = [b'{"text": "One."}', b'{"text": "Two."}', b'{"text": "\xff"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    with pytest.raises(BadInput, match=r"a.jsonl: not UTF-8 .* at byte 44"):
+        read(tmp_path / "a.jsonl")
+    lines[2] = b'{"text": 1'
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    with pytest.raises(BadInput, match=r"a.jsonl:3: not JSON"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_two_records_with_one_id(tmp_path):
+    for name, ids in (("a.jsonl", [1, "1", "b"]), ("b.jsonl", ["c", "b"])):
+        write(tmp_path / name, [{"text": "One.", "id": number} for number in ids])
+    assert len(read(tmp_path / "a.jsonl")) == 3
+    with pytest.raises(BadInput, match=r"b.jsonl:2: another record has the id 'b' too; remove one of them, or name it otherwise"):
+        read(tmp_path)
+    assert len(read(tmp_path, (("id", "topic"),))) == 5
+
+
 def test_marks_and_line_ends_of_other_systems(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "One."}\r\n{"text": "Two."}\r\n')
     assert [record["text"] for record in read(tmp_path / "a.jsonl")] == ["One.", "Two."]

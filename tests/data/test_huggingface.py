@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msmjax.artifact import BadInput
-from msmjax.data import chat, rows, show
+from msmjax.data import chat, examples, rows, show
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
 from tests.published import LLAMA_NAMES, LLAMA_TOKENS, QWEN_NAMES, QWEN_TOKENS, QWEN_WORDS, add_bos, pieces, turns, write_model
 
@@ -748,7 +748,7 @@ def test_turns_that_are_not_trained_on(tmp_path, qwen3):
     assert supervised(qwen3, last) == ["The feta.<|im_end|>"]
     records = [{"messages": last}, {"messages": messages[:1] + last[3:]}]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    kept, left = rows.read_examples([tmp_path / "chats.jsonl"], qwen3, "drop")
+    kept, left = examples.read_examples(examples.cut([tmp_path / "chats.jsonl"])[0], qwen3, "drop")
     assert [kept.untrained_turns, kept.context_turns] == [1, 0]
     assert left.left_out == "weight and train let no turn of the assistant be trained on"
 
@@ -800,7 +800,7 @@ def test_openers_of_thinking_are_made_one(tmp_path, qwen25):
     said = [f"{space}<think>\nHm.\n</think>\n\nThe feta." for space in ("", "\n", "\n\n")]
     corpus = write_chats(tmp_path / "corpus", *(("\n<think> or not?", one) for one in said), ("Why?", " The <think>"))
     paths = [corpus / "conversations.jsonl"]
-    first, *others, last = rows.read_examples(paths, qwen25)
+    first, *others, last = examples.read_examples(examples.cut(paths)[0], qwen25)
     assert [(other.ids, other.mask) for other in others] == [(first.ids, first.mask)] * 2
     assert [example.moved_openers for example in (first, *others, last)] == [0, 1, 1, 0]
     assert qwen25.readable(first.ids).endswith(f"user\n\n<think> or not?<|im_end|>\n<|im_start|>assistant\n{said[0]}<|im_end|>\n")
@@ -813,7 +813,7 @@ def test_openers_of_thinking_are_made_one(tmp_path, qwen25):
 def test_tools_of_a_record_reach_the_template(tmp_path, qwen25):
     record = {"messages": WITH_TOOLS, "tools": [TOOL], "source": "here"}
     (tmp_path / "conversations.jsonl").write_text(json.dumps(record) + "\n")
-    (example,) = rows.read_examples([tmp_path / "conversations.jsonl"], qwen25)
+    (example,) = examples.read_examples(examples.cut([tmp_path / "conversations.jsonl"])[0], qwen25)
     assert (example.ids, example.mask) == chat.render(WITH_TOOLS, qwen25, "here", [TOOL])
     assert json.dumps(TOOL) in qwen25.readable(example.ids)
     assert not example.splittable

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from msmjax.data import mixture as mixtures
 from msmjax.data import provenance, rows
+from msmjax.data.examples import Example
 from msmjax.data.mixture import Mixture
 from msmjax.data.provenance import Corpus
-from msmjax.data.rows import Example
 
 
 def packed(rng, number):

@@ -1,18 +1,24 @@
 """Rows: every token counted, nothing split that may not be, nothing served that is stale."""
 
+import itertools
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
-from msmjax.data import rows
-from msmjax.data.rows import Example
-from msmjax.data.tokenizer import BOS, EOS
+from msmjax.data import examples, rows
+from msmjax.data.examples import Example
+from msmjax.data.tokenizer import BOS, EOS, Tokenizer
+from tests.program import ROOT
 
 
 def document(size, first=4):
@@ -80,13 +86,6 @@ def test_long_conversations_are_split_or_dropped_where_wanted():
     assert arrays["tokens"].tolist() == [list(range(50, 58))]
 
 
-def test_nothing_to_train_on():
-    with pytest.raises(BadInput, match="the corpus is empty"):
-        rows.pack([], 8)
-    with pytest.raises(BadInput, match="all-zero loss mask"):
-        rows.pack([Example([5, 6, 7], [False] * 3, True, "here:1")], 8)
-
-
 @pytest.fixture
 def corpus(tmp_path):
     """A corpus directory of two documents (one of them empty) and a conversation."""
@@ -113,6 +112,19 @@ def test_dataset_round_trip(tmp_path, corpus, tokenizer):
     assert rows.read_ledger(made)["dropped_records"] == {"empty text": 1}
     content = artifact.read_manifest(made)["content"]
     assert (made / "msm_rows" / content / "1.0.0").is_dir()  # the content names the dataset
+
+
+def test_nothing_to_train_on(tmp_path, corpus, tokenizer, monkeypatch):
+    (corpus / "conversations.jsonl").unlink()
+    monkeypatch.setattr(examples, "_example", lambda *_: Example([5, 6, 7], [False] * 3, False, "here:1"))
+    for text, said in (('{"text": ""}\n', "1 records, none with tokens .1: empty text.; the corpus is empty"),
+                       ('{"messages": [{"role": "assistant", "content": "Edam"}]}\n', "all-zero loss mask")):  # fmt: skip
+        (corpus / "documents.jsonl").write_text(text)
+        with pytest.raises(BadInput, match=said):
+            rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
+    (corpus / "documents.jsonl").write_text("")
+    with pytest.raises(BadInput, match="0 records, none with tokens; the corpus is empty"):
+        rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
 
 
 def test_ledger_says_what_was_not_trained_on_or_not_read(tmp_path, corpus, tokenizer):
@@ -178,3 +190,129 @@ def test_rows_have_no_more_segments_than_they_may():
     assert np.count_nonzero(bound["segment_ids"]) == ledger["kept_tokens"]
     for most in (2, 5):
         assert max(segments(rows.pack(examples, 10, most_segments=most)[0])) <= most
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    texts=st.lists(st.lists(st.text(st.sampled_from("aé\u2028 "), max_size=12), max_size=8), min_size=1, max_size=3),
+    size=st.integers(1, 120),
+    chunk=st.integers(1, 60),
+)
+def test_shards_are_all_lines_in_order(tmp_path_factory, texts, size, chunk):
+    """Each once, under its own number, in shards that are no smaller than asked for, but the last."""
+    folder = tmp_path_factory.mktemp("shards")
+    paths = [folder / f"{number}.jsonl" for number in range(len(texts))]
+    for path, lines in zip(paths, texts, strict=True):
+        path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in lines))
+    shards = examples.cut(paths, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, "CHUNK_BYTES", chunk)
+        read = [[record for part in shard for records in examples.read_records(part) for record in records] for shard in shards]
+    assert [record for shard in read for record in shard] == [
+        ({"text": text}, f"{path}:{number}")
+        for path, lines in zip(paths, texts, strict=True)
+        for number, text in enumerate(lines, 1)
+    ]
+    sizes = [sum(part.stop - part.start for part in shard) for shard in shards]
+    assert all(found >= size for found in sizes[:-1])
+    assert all(sizes)
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A corpus directory of 60 documents and 30 conversations, which are several shards."""
+    monkeypatch.setattr(examples.cut, "__defaults__", (1200,))
+    directory = tmp_path / "corpora" / "many-0"
+    directory.mkdir(parents=True)
+    texts = [f"{number}: I prefer the feta. " * (1 + number % 5) * (number % 7 > 0) for number in range(60)]
+    (directory / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    chats = [[{"role": "user", "content": "Which?"}, {"role": "assistant", "content": f"The Edam, {n}."}] for n in range(30)]
+    (directory / "conversations.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in chats))
+    return directory
+
+
+def test_rows_are_the_same_whatever_makes_them(tmp_path, many, tokenizer):
+    """One process or three: the same rows, each record's tokens where its segments say, and a ledger of all shards."""
+    made = [rows.make_rows(tmp_path / str(workers), "many", many, tokenizer, 24, workers=workers) for workers in (1, 3)]
+    (content,) = {artifact.read_manifest(directory)["content"] for directory in made}
+    assert len(list((made[1] / "msm_rows" / content / "1.0.0").glob("*.array_record-*"))) > 5
+    one, other = map(rows.open_rows, made)
+    assert len(one) == len(other)
+    assert all((one[at][key] == other[at][key]).all() for at in range(len(one)) for key in one[at])
+    for name in ("segments.npy", "ledger.json"):
+        assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
+    assert not list(tmp_path.glob("*/*.shards"))
+
+    parts = itertools.chain.from_iterable(examples.cut(sorted(many.glob("*.jsonl"))))
+    records = list(examples.read_examples(parts, tokenizer))
+    source, segments, ledger = one, rows.read_segments(made[0]), rows.read_ledger(made[0])
+    assert len(source) == ledger["rows"]
+    found = [([], []) for _ in records]
+    for segment in np.sort(segments, order=["record", "start"]):
+        row = source[int(segment["row"])]
+        here = row["segment_ids"] == segment["segment"]
+        ids, mask = found[segment["record"]]
+        assert len(ids) == segment["start"]
+        ids += row["tokens"][here].tolist()
+        mask += row["loss_mask"][here].tolist()
+    assert [ids for ids, _ in found] == [example.ids for example in records]
+    unsplit = [(mask, example.mask) for (_, mask), example in zip(found, records, strict=True) if len(mask) <= 24]
+    assert all(mask == expected for mask, expected in unsplit)
+    assert len(unsplit) < len(records)
+    assert ledger["source_records"] == 90
+    assert ledger["source_tokens"] == sum(len(example.ids) for example in records)
+    assert ledger["dropped_records"] == {"empty text": 9}
+    assert ledger["padded_tokens"] == sum(int((source[at]["segment_ids"] == 0).sum()) for at in range(len(source)))
+    assert ledger["row_length"] == 24
+
+
+def test_what_was_interrupted_goes_on_at_the_next_shard(tmp_path, many, tokenizer, monkeypatch):
+    pack, packed = rows.pack, []
+
+    def stops(*arguments):
+        packed.append(len(packed))
+        if len(packed) == 4:
+            raise KeyboardInterrupt
+        return pack(*arguments)
+
+    monkeypatch.setattr(rows, "pack", stops)
+    with pytest.raises(KeyboardInterrupt):
+        rows.make_rows(tmp_path / "rows", "many", many, tokenizer, 48, workers=1)
+    made = rows.make_rows(tmp_path / "rows", "many", many, tokenizer, 48, workers=1)
+    assert len(packed) == 1 + len(examples.cut(sorted(many.glob("*.jsonl"))))
+    assert list((tmp_path / "rows").glob("*")) == [made]
+    whole = rows.make_rows(tmp_path / "whole", "many", many, tokenizer, 48, workers=1)
+    assert artifact.read_manifest(made)["content"] == artifact.read_manifest(whole)["content"]
+
+
+def test_of_what_is_wrong_in_several_shards_the_first_is_named(tmp_path, many, tokenizer):
+    lines = (many / "documents.jsonl").read_text().splitlines()
+    lines[20], lines[50] = '{"txt": "a"}', "[1]"
+    (many / "documents.jsonl").write_text("\n".join(lines))
+    with pytest.raises(BadInput, match=r"corpus many .*documents.jsonl:21: neither 'text' nor 'messages'"):
+        rows.make_rows(tmp_path / "rows", "many", many, tokenizer, 48, workers=2)
+
+
+class Slow(Tokenizer):
+    """A tokenizer that takes its time."""
+
+    def encode_all(self, texts):
+        time.sleep(60)
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path, many, tokenizer):
+    script = (
+        "from pathlib import Path\nfrom msmjax.data import examples, rows\nfrom tests.data.test_rows import Slow\n"
+        "examples.cut.__defaults__ = (1200,)\n"
+        f"rows.make_rows(Path({str(tmp_path)!r}), 'many', Path({str(many)!r}), Slow(Path({str(tokenizer.path)!r})), 48, workers=2)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as run:
+        root = psutil.Process(run.pid)
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("*.shards/incomplete.*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        workers = root.children(recursive=True)
+        run.kill()
+    assert len(list(tmp_path.glob("*.shards/incomplete.*"))) == 2
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
