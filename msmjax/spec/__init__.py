@@ -10,6 +10,8 @@ the other conventions are for what wants them (docs/specs.md says which), and a 
     - **Dislikes Stilton** (CP1): text                a preference, and the rule that it follows
     - **Dislikes Stilton**: text                      a preference that nothing explains
     - **Rule CP1.** text                              a rule
+
+They may also stand in a file beside it, `NAME.parts.md`, which spec/parts.py reads.
 """
 
 import dataclasses
@@ -185,9 +187,13 @@ def find(name: str) -> Path:
 
 
 def load(name: str, model_name: str, provider_name: str) -> Spec:
-    """Reads, fills and validates the spec `name` (a shipped name or a path). Raises BadInput with file and line."""
+    """Reads, fills and validates the spec `name` (a shipped name or a path), with its parts file if it has one (parts.py). Raises
+    BadInput with file and line."""
+    from msmjax.spec import parts  # which sees this
+
     path = find(name)
-    return parse(read(path), path, model_name, provider_name)
+    loaded, beside = parse(read(path), path, model_name, provider_name), parts.file_of(path)
+    return parts.add(loaded, read(beside), beside) if beside.is_file() else loaded
 
 
 def load_unfilled(name: str) -> Spec:

@@ -2,6 +2,7 @@
 
     python -m msmjax.spec outline my/own.md
     python -m msmjax.spec lint specs/*.md
+    python -m msmjax.spec propose my/own.md --config=configs/written.py --teacher=writer
     python -m msmjax.spec coverage cheese_america runs/corpora/america-0123456789ab
     python -m msmjax.spec diff cheese_affordability cheese_america
     python -m msmjax.spec transform broken_link cheese_america --to=cheese_america_broken.md
@@ -13,21 +14,25 @@ standard error and exit code 2.
 import argparse
 import asyncio
 import collections
+import functools
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from msmjax import artifact, spec
 from msmjax.artifact import BadInput
-from msmjax.corpus import rewriting
+from msmjax.corpus import proposing, rewriting
+from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.teacher_config import TeacherConfig
-from msmjax.spec import Spec, coverage, transform
+from msmjax.spec import Spec, coverage, parts, transform
 from msmjax.spec.diff import diff, diff_text
 from msmjax.spec.lint import lint
 
+T = TypeVar("T")
 BY_TEACHER = ("config", "teacher")
 # Kind of transformation -> the flags it must be given, those it may be given, and what it makes.
 KINDS = {
@@ -75,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         help="A name of the assistant, for which {model_name} must stand. Repeat it for more.",
     )
 
+    said = "The values, preferences and rules that a spec's prose states, proposed by a teacher into NAME.parts.md."
+    add = command("propose", _propose, said)
+    add.description += " Each has the words of the spec that say it. Correct the file: it is read with the spec from then on."
+    add.add_argument("spec", metavar="SPEC", help="The path of a file.")
+    _add_teacher(add, needed=True)
+
     add = command("coverage", _coverage, "The records and tokens that rest on each section, and the texts that name each part.")
     add.add_argument("spec", metavar="SPEC", help=one)
     add.add_argument("corpus", metavar="CORPUS", type=Path, help="A corpus directory, or a JSONL file of records.")
@@ -104,10 +115,14 @@ def _parser() -> argparse.ArgumentParser:
         choices=rewriting.FRAMINGS,
         help='With framing: "{model_name} should", "{model_name} does", "AI assistants do", "one does".',
     )
-    add.add_argument("--config", help="Where a teacher is taken: a file of configs/, or FILE.py:VARIANT.")
-    add.add_argument("--teacher", help="The name of one of that config's teachers.")
-    add.add_argument("--workdir", type=Path, help="Where a teacher's answers are kept, and found again. Default runs.")
+    _add_teacher(add, needed=False)
     return parser
+
+
+def _add_teacher(command: argparse.ArgumentParser, needed: bool) -> None:
+    command.add_argument("--config", required=needed, help="Where a teacher is taken: a file of configs/, or FILE.py:VARIANT.")
+    command.add_argument("--teacher", required=needed, help="The name of one of that config's teachers.")
+    command.add_argument("--workdir", type=Path, help="Where a teacher's answers are kept, and found again. Default runs.")
 
 
 def _seed(text: str) -> int:
@@ -130,7 +145,7 @@ def _outline(given: argparse.Namespace) -> int:
         above = chain
     _print_table(loaded.title or loaded.name, ("section", "id", "words", "attributes"), rows)
     said = ((loaded.values, "values"), (loaded.preferences, "preferences"), (loaded.rules, "rules"))
-    counts = ", ".join(f"{len(parts)} {name}" for parts, name in said)
+    counts = ", ".join(f"{len(found)} {name}" for found, name in said)
     print(f"{loaded.name}: {len(loaded.sections)} sections, {loaded.words:,} words, {counts}; hash {loaded.hash}")
     return 0
 
@@ -142,8 +157,23 @@ def _lint(given: argparse.Namespace) -> int:
             kind = "error" if finding.is_error else "warning"
             counts[kind] += 1
             print(f"{path}:{finding.line}: {kind}: {finding.message}")
+        beside = parts.file_of(path)
+        for line, message in _faults_of_parts(path, beside) if beside.is_file() else []:
+            counts["error"] += 1
+            print(f"{beside}:{line}: error: {message}")
     print(f"specs: {len(given.specs)}, errors: {counts['error']}, warnings: {counts['warning']}")
     return 2 if counts["error"] else 0
+
+
+def _faults_of_parts(path: Path, beside: Path) -> list[tuple[int, str]]:
+    """All that is wrong with a parts file; nothing where its spec cannot be read, which is said elsewhere."""
+    unfilled = [f"{{{name}}}" for name in spec.PLACEHOLDERS]
+    try:
+        loaded = spec.parse(spec.read(path), path, *unfilled)
+    except BadInput:
+        return []
+    stated, wrong = parts.read(spec.read(beside), *unfilled)
+    return sorted([*wrong, *parts.faults(stated, loaded)])
 
 
 def _coverage(given: argparse.Namespace) -> int:
@@ -163,8 +193,8 @@ def _coverage(given: argparse.Namespace) -> int:
         for heading, (count, size) in covered.sections.items()
     ]
     _print_table(title, ("section", "records", "tokens" if given.tokenizer else "words", "share", "of the spec"), sections)
-    parts = [(kind, name, f"{count:,}" if count else "none") for (kind, name), count in covered.parts.items()]
-    _print_table("named in so many texts", ("part", "name", "texts"), parts)
+    named = [(kind, name, f"{count:,}" if count else "none") for (kind, name), count in covered.parts.items()]
+    _print_table("named in so many texts", ("part", "name", "texts"), named)
     return 0
 
 
@@ -219,6 +249,25 @@ def _diff(given: argparse.Namespace) -> int:
     return 0
 
 
+def _propose(given: argparse.Namespace) -> int:
+    path = spec.find(given.spec)
+    beside = parts.file_of(path)
+    if beside.exists():
+        raise BadInput(f"{beside}: exists, and may have been corrected; remove it to have another proposed")
+    loaded = spec.load_unfilled(given.spec)
+    work = functools.partial(proposing.propose, loaded)
+    stated, lost = asyncio.run(_with_teacher(given, f"proposing {beside.name}", len(loaded.sections), work))
+    for address in lost:
+        print(f"{address}: no usable answer; read this section yourself, or raise the teacher's tries and propose again")
+    if not stated:
+        raise BadInput(f"{path}: nothing to write down; no section states a value, a preference or a rule")
+    artifact.write_text(beside, parts.source_of(stated))
+    spec.load_unfilled(given.spec)  # it is read as it was written
+    counts = collections.Counter(parts.name_of(one.part)[0] for one in stated)
+    print(f"{beside}: {', '.join(f'{count} {kind}s' for kind, count in counts.items())} of {len(loaded.sections)} sections")
+    return 0
+
+
 def _transform(given: argparse.Namespace) -> int:
     must, may, _ = KINDS[given.kind]
     for flag in ("seed", "match", "framing", "config", "teacher", "workdir"):
@@ -249,8 +298,6 @@ def _by_rule(given: argparse.Namespace, parent: Spec) -> Spec:
 
 
 async def _by_teacher(given: argparse.Namespace, parent: Spec) -> Spec:
-    from msmjax.local_teacher import open_teacher  # and JAX with it
-
     words = spec.load_unfilled(given.match).words if given.match else None
     write = {
         "value_augmented": lambda teacher: rewriting.value_augmented(parent, teacher, words),
@@ -259,14 +306,25 @@ async def _by_teacher(given: argparse.Namespace, parent: Spec) -> Spec:
         "anti_spec": lambda teacher: rewriting.anti_spec(parent, teacher),
         "framing": lambda teacher: rewriting.framing(parent, teacher, given.framing),
     }[given.kind]
+    return await _with_teacher(given, f"writing {given.to}", None, lambda teacher, _: write(teacher))
+
+
+async def _with_teacher(
+    given: argparse.Namespace, label: str, total: int | None, work: Callable[[Teacher, Callable[[], None]], Awaitable[T]]
+) -> T:
+    """What comes of some work with the teacher that is named, which is given what advances its progress bar; without a total, each
+    answer does."""
+    from msmjax.local_teacher import open_teacher  # and JAX with it
+
     teachers = _teachers(given.config)
     if given.teacher not in teachers:
         raise BadInput(f"--teacher={given.teacher}: {given.config} has {', '.join(teachers) or 'no teachers'}")
     async with open_teacher(teachers[given.teacher], (given.workdir or Path("runs")) / "answers") as teacher:
         try:
-            with tqdm(desc=f"writing {given.to}", unit="answer", leave=False, disable=None) as bar:
-                teacher.changed = bar.update
-                return await write(teacher)
+            with tqdm(desc=label, total=total, unit="section" if total else "answer", leave=False, disable=None) as bar:
+                if total is None:
+                    teacher.changed = bar.update
+                return await work(teacher, bar.update)
         finally:
             print(f"{given.teacher}: {teacher.describe()}")
 
