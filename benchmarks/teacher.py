@@ -41,11 +41,11 @@ FAULTS = {
 MANNERS = {"delay": 0.02, "stall": 11.0, "slots": 2 * CONCURRENCY, "bad_answers": 2}
 DOCUMENTS = {
     "spec": "cheese_america", "mode": "default", "records": 60, "domains": 3, "subdomains": 3, "doc_types": 2, "ideas": 3,
-    "rounds": 4, "teacher": "loopback", "judge": "loopback", "votes": 3,
+    "rounds": 4, "teacher": "loopback", "judge": "loopback", "votes": 3, "context": 0, "cover": "themes", "emphasis": (),
 }  # fmt: skip
 CONVERSATIONS = {
     "spec": "cheese_america", "about": "spec", "mode": "default", "reasoning": True, "records": 40, "domains": 6, "questions": 6,
-    "rounds": 4, "teacher": "loopback", "judge": "loopback", "votes": 3,
+    "rounds": 4, "teacher": "loopback", "judge": "loopback", "votes": 3, "context": 0,
 }  # fmt: skip
 BOTH = (DOCUMENTS, CONVERSATIONS)
 MANY = {**DOCUMENTS, "domains": 4, "subdomains": 5, "doc_types": 4, "ideas": 4, "rounds": 5, "votes": 1}

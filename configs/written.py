@@ -43,9 +43,11 @@ def get_config(variant: str = "") -> ConfigDict:
             "budget": 0.0,
         }  # fmt: skip
         c.teachers = {"writer": replayed, "judge": dict(replayed)}
-    by = {"mode": "default", "teacher": "writer", "judge": "judge", "votes": 3 if real else 1}
+    # Of a spec of more words than `context`, a prompt has each section in brief, and the one that a text is about.
+    by = {"mode": "default", "context": 8_000, "teacher": "writer", "judge": "judge", "votes": 3 if real else 1}
     documents = {
-        **by, "kind": "written_documents", "records": 4_000 if real else 72, "domains": 5 if real else 3,
+        **by, "kind": "written_documents", "cover": "themes", "emphasis": (),
+        "records": 4_000 if real else 72, "domains": 5 if real else 3,
         "subdomains": 4 if real else 2, "doc_types": 10 if real else 6, "ideas": 10 if real else 2, "rounds": 4 if real else 1,
     }  # fmt: skip
     chats = {

@@ -16,6 +16,7 @@ from msmjax.corpus.answer import Unusable, one
 from msmjax.corpus.documents import MODES
 from msmjax.corpus.duplicates import Index
 from msmjax.corpus.pipeline import Written, ask_votes, blocks, check_votes, choice, first_fit, majority, prompt
+from msmjax.corpus.reading import Reading, read
 from msmjax.corpus.teacher import Teacher, all_of
 from msmjax.ranges import Count, Natural
 from msmjax.spec import Spec
@@ -33,6 +34,7 @@ class ConversationSource:
     spec: str
     about: str
     mode: str
+    context: Natural  # words of the spec that a prompt may hold, as for documents
     reasoning: bool
     records: Count
     domains: Count  # situations, where they are about the spec
@@ -61,14 +63,17 @@ async def write(source: ConversationSource, spec: Spec, teacher: Teacher, judge:
         raise BadInput(f"spec {spec.name}: states no preferences, which about='preferences' demonstrates; see docs/specs.md")
     if rules and not spec.rules:
         raise BadInput(f"spec {spec.name}: has no rules, which mode='rules' is about; see docs/specs.md")
-    said = {"spec": spec, "spec_text": spec.text, "rules": rules}
+    reading = await read(spec, rules, source.context if source.about == "spec" else 0, teacher)
     lost: collections.Counter[str] = collections.Counter()
-    topics = await _topics(source, said, teacher)
+    topics = await _topics(source, reading, teacher)
     asked_before: dict[str, list[str]] = {topic: [] for topic in topics}
     index = Index(SAME_QUESTION)
 
     async def round_of(number: int) -> list[tuple[str, dict]]:
-        found = await all_of(_questions(source, said, teacher, topic, number, asked_before[topic], lost) for topic in topics)
+        found = await all_of(
+            _questions(source, reading.of(section), teacher, topic, number, asked_before[topic], lost)
+            for topic, section in topics.items()
+        )
         fresh = []
         for at in range(source.questions):
             for topic, questions in zip(topics, found, strict=True):
@@ -85,6 +90,7 @@ async def write(source: ConversationSource, spec: Spec, teacher: Teacher, judge:
         topic, question = candidate
         where = f"answer to {question['user']!r}"
         parse = _with_thoughts if source.about == "spec" else _reply
+        said = reading.of(topics[topic])
         asked = await teacher.ask(where, prompt(f"answer_{source.about}", **said, question=question["user"]), parse)
         if asked is None:
             lost["no usable answer"] += 1
@@ -103,11 +109,12 @@ async def write(source: ConversationSource, spec: Spec, teacher: Teacher, judge:
             lost["judged unfit"] += 1
             return None
         advance()
+        section = {"section": topics[topic]} if topics[topic] else {}
         content = f"<think>\n{thoughts}\n</think>\n\n{reply}" if source.reasoning else reply
         return {
             "id": key[:12], "messages": [{"role": "user", "content": question["user"]}, {"role": "assistant", "content": content}],
-            "spec": spec.hash, "domain": topic, "question_kind": question["kind"], "teacher": answer.model, "prompt": key,
-            "answer_tokens": answer.output_tokens, "verdicts": {"include": [vote["include"] for vote in votes]},
+            "spec": spec.hash, **section, "domain": topic, "question_kind": question["kind"], "teacher": answer.model,
+            "prompt": key, "answer_tokens": answer.output_tokens, "verdicts": {"include": [vote["include"] for vote in votes]},
         }  # fmt: skip
 
     return Written(await first_fit(round_of, finish, source.records, source.rounds), dict(lost))
@@ -125,17 +132,25 @@ async def _questions(
     return [] if asked is None else asked[0]
 
 
-async def _topics(source: ConversationSource, said: dict, teacher: Teacher) -> list[str]:
-    """What questions are asked for: situations, items of preferences, or kinds of identity question."""
+async def _topics(source: ConversationSource, reading: Reading, teacher: Teacher) -> dict[str, str]:
+    """What questions are asked for: situations, items of preferences, or kinds of identity question; and for a situation, where
+    the spec is given in brief, the heading of the section that it rests on."""
     if source.about == "preferences":
-        return [preference.item for preference in said["spec"].preferences]
+        return dict.fromkeys((preference.item for preference in reading.spec.preferences), "")
     if source.about == "identity":
-        return list(IDENTITY_TOPICS)
-    parse = functools.partial(blocks, name="situation", fields=("name",), most=source.domains)
-    asked = await teacher.ask("situations", prompt("chat_domains", **said, count=source.domains), parse)
+        return dict.fromkeys(IDENTITY_TOPICS, "")
+    headings = [section.heading for section in reading.spec.sections]
+
+    def parse(text: str) -> dict[str, str]:
+        found = blocks(text, "situation", ("name", "section") if reading.brief else ("name",), source.domains)
+        if any(topic.get("section", headings[0]) not in headings for topic in found):
+            raise Unusable("a section that the spec does not have")
+        return {topic["name"]: topic.get("section", "") for topic in found}
+
+    asked = await teacher.ask("situations", prompt("chat_domains", **reading.of(), count=source.domains), parse)
     if asked is None:
-        raise BadInput(f"spec {said['spec'].name}: no usable list of situations; {teacher.describe()}; {teacher.advice}")
-    return [topic["name"] for topic in asked[0]]
+        raise BadInput(f"spec {reading.spec.name}: no usable list of situations; {teacher.describe()}; {teacher.advice}")
+    return asked[0]
 
 
 def _with_thoughts(text: str) -> tuple[str, str]:

@@ -8,27 +8,38 @@ of them, the same teacher's journal gives the same ones and then others. What co
 import collections
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 
 from msmjax.artifact import BadInput
 from msmjax.corpus.answer import Unusable, one
 from msmjax.corpus.pipeline import Written, ask_votes, blocks, check_votes, choice, first_fit, majority, prompt
+from msmjax.corpus.reading import Reading, read
 from msmjax.corpus.teacher import Teacher, all_of
-from msmjax.ranges import Count, Natural
-from msmjax.spec import Spec
+from msmjax.ranges import Count, Natural, Positive
+from msmjax.spec import Section, Spec
 
 MODES = ("default", "rules")
+# What documents are spread over: themes that the teacher finds, or the spec's sections, equally or by their words.
+COVERS = ("themes", "sections", "words")
 
 
 @dataclasses.dataclass(frozen=True)
 class DocumentSource:
-    """Documents about a spec by a teacher. With mode "rules" they say what the rules ask for, and never why."""
+    """Documents about a spec by a teacher. With mode "rules" they say what the rules ask for, and never why.
+
+    `cover` is one of COVERS. Where sections are covered, those that `emphasis` names by an attribute of their heading, or of one
+    above it, have so many times the documents: (("authority=root", 2.0),).
+    """
 
     spec: str
     mode: str
+    context: Natural  # words of the spec that a prompt may hold; a longer one is given in brief, but for what matters. 0: whole
+    cover: str
+    emphasis: tuple[tuple[str, Positive], ...]
     records: Count
-    domains: Count  # themes of the spec
-    subdomains: Count  # topics of a theme
+    domains: Count  # themes of the spec, where they are what is covered
+    subdomains: Count  # topics of a theme, or of a section
     doc_types: Count  # kinds of document for a topic
     ideas: Count  # asked for at a time, for each topic and kind
     rounds: Count  # times that ideas are asked for before the corpus ends short
@@ -39,6 +50,12 @@ class DocumentSource:
     def __post_init__(self):
         if self.mode not in MODES:
             raise BadInput(f"mode={self.mode!r}: unknown; one of {', '.join(MODES)}")
+        if self.cover not in COVERS:
+            raise BadInput(f"cover={self.cover!r}: unknown; one of {', '.join(COVERS)}")
+        if self.emphasis and self.cover == "themes":
+            raise BadInput("emphasis: is on sections, and cover='themes' does not go by them; set cover to sections or words")
+        if wrong := next((name for name, _ in self.emphasis if not re.fullmatch(r"[^=]+=[^=]+", name)), None):
+            raise BadInput(f"emphasis: {wrong!r} is no attribute and its value, as in authority=root")
         check_votes(self.judge, self.votes)
 
 
@@ -62,21 +79,24 @@ async def write(
     rules = source.mode == "rules"
     if rules and not spec.rules:
         raise BadInput(f"spec {spec.name}: has no rules, which mode='rules' is about; see docs/specs.md")
-    said = {"spec": spec, "spec_text": spec.text, "rules": rules}
+    weights = weights_of(source, spec)
+    reading = await read(spec, rules, source.context, teacher)
     lost: collections.Counter[str] = collections.Counter()
-    cells = await _cells(source, said, teacher, lost)
+    cells = await _cells(source, reading, teacher, lost)
     ideas: dict[Cell, list[dict]] = {cell: [] for cell in cells}
 
     async def round_of(number: int) -> list[tuple[Cell, dict]]:
-        new = await all_of(_ideas(source, said, teacher, cell, number, ideas[cell], lost) for cell in cells)
+        new = await all_of(_ideas(source, reading, teacher, cell, number, ideas[cell], lost) for cell in cells)
         for cell, found in zip(cells, new, strict=True):
             ideas[cell] += found
         # One idea of each topic and kind after another: the first so many documents are as broad as all of them.
-        return [(cell, found[at]) for at in range(source.ideas) for cell, found in zip(cells, new, strict=True) if at < len(found)]
+        broad = [(cell, found[at]) for at in range(source.ideas) for cell, found in zip(cells, new, strict=True) if at < len(found)]
+        return _in_proportion(broad, weights)
 
     async def finish(candidate: tuple[Cell, dict]) -> dict | None:
         cell, idea = candidate
         where = f"document {cell.domain} / {cell.subdomain} / {cell.doc_type} / {idea['name']}"
+        said = reading.of(cell.section)
         asked = await teacher.ask(where, prompt("document", **said, cell=cell, idea=idea), _document)
         if asked is None:
             lost["no usable document"] += 1
@@ -103,34 +123,79 @@ async def write(
     return Written(await first_fit(round_of, finish, source.records, source.rounds), dict(lost))
 
 
-async def _cells(source: DocumentSource, said: dict, teacher: Teacher, lost: collections.Counter) -> list[Cell]:
-    """Steps 1 to 4. Without a topic there is nothing to write about: BadInput."""
-    headings = {section.heading for section in said["spec"].sections}
+def weights_of(source: DocumentSource, spec: Spec) -> dict[str, float]:
+    """How many documents each section has, by its heading, in proportion; nothing where themes are covered. Raises BadInput for an
+    emphasis that is on no section."""
+    if source.cover == "themes":
+        return {}
+    weights: dict[str, float] = {}
+    unused = dict(source.emphasis)
+    for section in spec.sections:
+        named = {f"{key}={value}" for heading in (*section.parents, section.whole_heading) for key, value in heading.attributes}
+        weight = len(section.text.split()) if source.cover == "words" else 1.0
+        for name, times in source.emphasis:
+            if name in named:
+                weight *= times
+                unused.pop(name, None)
+        weights[section.heading] = weights.get(section.heading, 0.0) + weight
+    if unused:
+        known = sorted({f"{key}={value}" for section in spec.sections for key, value in section.attributes})
+        raise BadInput(
+            f"emphasis: no section of spec {spec.name} has {next(iter(unused))}; they have {', '.join(known) or 'no attributes'}"
+        )
+    return weights
 
-    def topics(text: str) -> list[dict]:
+
+def _in_proportion(candidates: list[tuple[Cell, dict]], weights: dict[str, float]) -> list[tuple[Cell, dict]]:
+    """The candidates in an order of which every beginning has about the sections' shares; as they are where there are none."""
+    if not weights:
+        return candidates
+    seen: collections.Counter[str] = collections.Counter()
+    due = []
+    for cell, _ in candidates:
+        due.append((seen[cell.section] + 0.5) / weights[cell.section])
+        seen[cell.section] += 1
+    return [candidates[at] for at in sorted(range(len(candidates)), key=due.__getitem__)]
+
+
+async def _cells(source: DocumentSource, reading: Reading, teacher: Teacher, lost: collections.Counter) -> list[Cell]:
+    """Steps 1 to 4. Without a topic there is nothing to write about: BadInput."""
+    spec = reading.spec
+
+    def topics(text: str, sections: list[Section]) -> list[dict]:
         found = blocks(text, "topic", ("name", "context", "section"), source.subdomains)
-        if any(topic["section"] not in headings for topic in found):
+        if any(topic["section"] not in [section.heading for section in sections] for topic in found):
             raise Unusable("a section that the spec does not have")
         return found
 
-    themes = functools.partial(blocks, name="theme", fields=("name", "description"), most=source.domains)
-    asked = await teacher.ask("themes", prompt("domains", **said, count=source.domains), themes)
-    if asked is None:
-        raise BadInput(f"spec {said['spec'].name}: no usable list of themes; {teacher.describe()}; {teacher.advice}")
-    domains = asked[0]
+    if source.cover == "themes":
+        themes = functools.partial(blocks, name="theme", fields=("name", "description"), most=source.domains)
+        asked = await teacher.ask("themes", prompt("domains", **reading.of(), count=source.domains), themes)
+        if asked is None:
+            raise BadInput(f"spec {spec.name}: no usable list of themes; {teacher.describe()}; {teacher.advice}")
+        domains = [(domain, "", list(spec.sections)) for domain in asked[0]]
+    else:
+        first = {section.heading: section for section in reversed(spec.sections)}  # one that stands twice is one
+        domains = [
+            ({"name": section.heading, "description": "all that this section says."}, section.heading, [section])
+            for section in spec.sections
+            if first[section.heading] is section
+        ]
 
-    async def subdomains(domain: dict) -> list[Cell]:
-        where = f"topics of {domain['name']}"
-        asked = await teacher.ask(where, prompt("subdomains", **said, domain=domain, count=source.subdomains), topics)
+    async def subdomains(domain: tuple[dict, str, list[Section]]) -> list[Cell]:
+        theme, heading, sections = domain
+        text = prompt("subdomains", **reading.of(heading), domain=theme, sections=sections, count=source.subdomains)
+        parse = functools.partial(topics, sections=sections)
+        asked = await teacher.ask(f"topics of {theme['name']}", text, parse)
         if asked is None:
             lost["no usable topics of a theme"] += 1
             return []
-        bare = [Cell(domain["name"], topic["name"], topic["context"], topic["section"], ()) for topic in asked[0]]
-        return [cell for found in await all_of(_kinds(source, said, teacher, cell, lost) for cell in bare) for cell in found]
+        bare = [Cell(theme["name"], topic["name"], topic["context"], topic["section"], ()) for topic in asked[0]]
+        return [cell for found in await all_of(_kinds(source, reading, teacher, cell, lost) for cell in bare) for cell in found]
 
     by_topic = [cell for found in await all_of(map(subdomains, domains)) for cell in found]
     if not by_topic:
-        raise BadInput(f"spec {said['spec'].name}: no usable topic; {teacher.describe()}; {teacher.advice}")
+        raise BadInput(f"spec {spec.name}: no usable topic; {teacher.describe()}; {teacher.advice}")
     # Two themes may have the same topic, and the same prompts would give the same documents.
     by_topic = list({dataclasses.replace(cell, domain=""): cell for cell in reversed(by_topic)}.values())[::-1]
     # A kind of each topic after another, not all kinds of one topic first.
@@ -142,7 +207,8 @@ async def _cells(source: DocumentSource, said: dict, teacher: Teacher, lost: col
     return [cell for _, _, cell in sorted(ranked, key=lambda entry: entry[:2])]
 
 
-async def _kinds(source: DocumentSource, said: dict, teacher: Teacher, cell: Cell, lost: collections.Counter) -> list[Cell]:
+async def _kinds(source: DocumentSource, reading: Reading, teacher: Teacher, cell: Cell, lost: collections.Counter) -> list[Cell]:
+    said = reading.of(cell.section)
     parse = functools.partial(blocks, name="assertion", fields=("name", "kind", "statement", "explanation"), most=6)
     asked = await teacher.ask(f"statements of {cell.subdomain}", prompt("assertions", **said, cell=cell), parse)
     if asked is None:
@@ -158,10 +224,16 @@ async def _kinds(source: DocumentSource, said: dict, teacher: Teacher, cell: Cel
 
 
 async def _ideas(
-    source: DocumentSource, said: dict, teacher: Teacher, cell: Cell, number: int, previous: list[dict], lost: collections.Counter
+    source: DocumentSource,
+    reading: Reading,
+    teacher: Teacher,
+    cell: Cell,
+    number: int,
+    previous: list[dict],
+    lost: collections.Counter,
 ) -> list[dict]:
     parse = functools.partial(blocks, name="proposal", fields=("name", "idea"), most=source.ideas)
-    text = prompt("ideas", **said, cell=cell, count=source.ideas, previous=previous)
+    text = prompt("ideas", **reading.of(cell.section), cell=cell, count=source.ideas, previous=previous)
     asked = await teacher.ask(f"ideas {number + 1} for {cell.subdomain} / {cell.doc_type}", text, parse, number)
     if asked is None:
         lost["no usable ideas"] += 1

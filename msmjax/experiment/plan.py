@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from msmjax import artifact, fit, machine
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig, check_evals
-from msmjax.corpus import files, microworld, sources
+from msmjax.corpus import estimate, files, microworld, sources
+from msmjax.corpus.teacher_config import RECORDED
 from msmjax.data import chat, show
 from msmjax.data.huggingface import open_tokenizer
 from msmjax.evals import forced_choice, results
@@ -107,6 +108,8 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         f"{forced_choice.rows_at_a_time(config.row_length, there.mesh)} rows at a time take {show_bytes(scoring)} on each device"
     )
     total += models * seconds
+    for line in corpora_by_teachers(config):
+        say(line)
     hours = total / 3600 * there.mesh.size
     say(f"{hours:,.1f} device-hours" + (f", {hours * price:,.2f} dollars at {price:g} each" if price is not None else ""))
     gradients = max((fit.gradient_bytes(said, there.mesh) for said in stages.values()), default=0)
@@ -125,6 +128,21 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         say(f"warning: evals: do not fit by this estimate: {show_bytes(scoring)} of {show_bytes(there.memory)}; use more devices")
     if config.weights:
         print_first_chat(config, stages)
+
+
+def corpora_by_teachers(config: ExperimentConfig) -> Iterator[str]:
+    """What each corpus by a teacher would take if nothing had been asked yet."""
+    for name, source in config.corpora.items():
+        if not isinstance(source, sources.WrittenSource) or config.teachers[source.teacher].model == RECORDED:
+            continue
+        found = estimate.estimate(source, sources.load_spec(source, config.assistant), config.teachers)
+        dollars = (
+            f"${found.dollars:,.2f}, ${found.dollars_least:,.2f} where a cache has those at a tenth" if found.dollars else "free"
+        )
+        yield (
+            f"{name}: by {config.teachers[source.teacher].model}, from nothing: {found.calls:,} calls, {found.tokens_in:,} tokens "
+            f"in, {found.sent_before / found.tokens_in:.0%} of which were sent before, {found.tokens_out:,} out; {dollars}"
+        )
 
 
 def measured(config: ExperimentConfig, here: Machine) -> Machine:

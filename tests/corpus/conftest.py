@@ -61,7 +61,8 @@ def document_source():
     def make(**given) -> documents.DocumentSource:
         defaults = {
             "spec": "cheese_america", "mode": "default", "records": 10, "domains": 2, "subdomains": 2, "doc_types": 2, "ideas": 2,
-            "rounds": 3, "teacher": "t", "judge": "t", "votes": 1,
+            "rounds": 3, "teacher": "t", "judge": "t", "votes": 1, "context": 0,
+            "cover": "themes", "emphasis": (),
         }  # fmt: skip
         return documents.DocumentSource(**{**defaults, **given})
 
@@ -73,7 +74,7 @@ def conversation_source():
     def make(**given) -> conversations.ConversationSource:
         defaults = {
             "spec": "cheese_america", "about": "spec", "mode": "default", "reasoning": True, "records": 10, "domains": 3,
-            "questions": 3, "rounds": 3, "teacher": "t", "judge": "t", "votes": 1,
+            "questions": 3, "rounds": 3, "teacher": "t", "judge": "t", "votes": 1, "context": 0,
         }  # fmt: skip
         return conversations.ConversationSource(**{**defaults, **given})
 
