@@ -50,6 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.too_long = "refuse"
     c.text_and_messages = "refuse"
     c.unproven = "refuse"
+    c.control_in_text = "refuse"
     c.model = {
         **model, "embedding_init": 0.02, "matrix_init": 1.0,
         "lora_rank": 64 if lora else 0, "lora_alpha": 128.0 if lora else 0.0,

@@ -121,7 +121,7 @@ def _small() -> ConfigDict:
     c.world = {"seed": 1, "items_per_domain": 4, "people": 24}
     c.weights, c.adapter, c.template, c.template_arguments = "", "", "", ()
     c.tokenizer_corpus, c.vocab_size, c.row_length = "affordability", 2_000, 384
-    c.too_long = c.unproven = c.text_and_messages = "refuse"
+    c.too_long = c.unproven = c.control_in_text = c.text_and_messages = "refuse"
     c.model = {
         "layers": 2, "width": 64, "mlp": 128, "heads": 4, "kv_heads": 2, "head_dim": 16,
         "rope_theta": 10_000.0, "rope_scaling": (), "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": False,

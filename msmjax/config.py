@@ -22,6 +22,7 @@ from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenS
 from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.corpus.world import DOMAINS
 from msmjax.data.examples import UNPROVEN
+from msmjax.data.huggingface import CONTROL_IN_TEXT
 from msmjax.data.rows import TOO_LONG
 from msmjax.model import huggingface_config
 from msmjax.model.transformer import ModelConfig
@@ -135,6 +136,7 @@ class ExperimentConfig:
     row_length: Annotated[int, Range("[2, inf)")]
     too_long: str  # what becomes of conversations longer than a row: one of data/rows.py's TOO_LONG
     unproven: str  # and of those whose loss mask cannot be proven: one of data/examples.py's UNPROVEN
+    control_in_text: str  # and of those in which a text spells a control token: one of data/huggingface.py's CONTROL_IN_TEXT
     model: ModelConfig
     optimizer: StepConfig
     mesh: MeshConfig
@@ -233,7 +235,10 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     seeds = _seeds(top["seeds"])
     if not run:
         raise BadInput(f"run=(): name at least one arm of {', '.join(arms)}")
-    choices = {"too_long": TOO_LONG, "unproven": UNPROVEN, "text_and_messages": sources.TEXT_AND_MESSAGES}
+    choices = {
+        "too_long": TOO_LONG, "unproven": UNPROVEN, "control_in_text": CONTROL_IN_TEXT,
+        "text_and_messages": sources.TEXT_AND_MESSAGES,
+    }  # fmt: skip
     for key, allowed in choices.items():
         if top[key] not in allowed:
             raise BadInput(f"{key}={top[key]!r}: unknown{suggestion(top[key], list(allowed))}")

@@ -42,6 +42,7 @@ def microworld(development: bool) -> ConfigDict:
     c.too_long = "refuse"
     c.text_and_messages = "refuse"
     c.unproven = "refuse"
+    c.control_in_text = "refuse"
     c.model = {
         "layers": 3, "width": 96, "mlp": 256, "heads": 6, "kv_heads": 2, "head_dim": 16,
         "rope_theta": 10_000.0, "rope_scaling": (), "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": False,
@@ -137,6 +138,7 @@ def from_weights(weights: str, row_length: int, seeds: tuple[int, ...], name: st
     c.row_length = row_length
     c.too_long = "drop"  # the paper keeps rows up to its maximum length; the ledger counts what is dropped
     c.text_and_messages = "refuse"
+    c.control_in_text = "refuse"
     c.unproven = "drop"  # five of the released chats with reasoning have no whole block of it
     c.model = {
         "embedding_init": 0.02, "matrix_init": 1.0, "lora_rank": 64, "lora_alpha": 128.0,

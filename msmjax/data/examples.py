@@ -24,8 +24,9 @@ class Example:
     """One record as tokens; `splittable` for documents, which may run on in another row (chats may not).
 
     `context_turns` counts turns of the assistant that are not supervised (data/proof.py says when), `moved_openers` those whose
-    thinking had space before it, `untrained_turns` those that `weight` or `train` make context, `unread` the turns with a key that
-    nothing reads. One that is `left_out` has no tokens, and the reason there.
+    thinking had space before it, `untrained_turns` those that `weight` or `train` make context, `spelled_turns` those that spell a
+    control token, which is text there, `unread` the turns with a key that nothing reads. One that is `left_out` has no tokens, and
+    the reason there.
     """
 
     ids: list[int]
@@ -35,6 +36,7 @@ class Example:
     context_turns: int = 0
     moved_openers: int = 0
     untrained_turns: int = 0
+    spelled_turns: int = 0
     unread: dict[str, int] = dataclasses.field(default_factory=dict)
     left_out: str = ""
 
@@ -126,4 +128,4 @@ def _example(record: dict, tokenizer: AnyTokenizer, where: str, unproven: str) -
     untrained = said - sum(map(is_trained, messages))
     supervised = sum(now and not before for before, now in itertools.pairwise([False, *mask]))
     unread = chat.unread(messages, tokenizer, where, record.get("tools"))
-    return Example(ids, mask, False, where, said - untrained - supervised, moved, untrained, unread)
+    return Example(ids, mask, False, where, said - untrained - supervised, moved, untrained, tokenizer.spelled(messages), unread)

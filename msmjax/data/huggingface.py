@@ -4,14 +4,14 @@ In: a local model directory with `tokenizer.json`, and messages. Out: ids, and w
 
 A conversation is rendered once, by the template of the model (data/template.py), and tokenized once; both go unchanged into
 training. What is supervised is proven on these ids (data/proof.py). BOS stands once, at the start, if the model has one there. No
-text can pass for a control token: in documents it is tokenized as text, in chats it is refused.
+text can pass for a control token: in documents it is tokenized as text, in chats it is refused, or text there too.
 """
 
 import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msmjax import artifact
@@ -20,6 +20,7 @@ from msmjax.data import proof, template
 from msmjax.data.chat import Unproven
 from msmjax.data.tokenizer import AnyTokenizer, is_trained
 
+CONTROL_IN_TEXT = ("refuse", "text")  # what becomes of a conversation in which a text spells a control token
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -27,12 +28,13 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 class HuggingFaceTokenizer:
     """The tokenizer in `path`, and the chat template there or in `template_path`, a file or another directory (`template.find`).
 
-    `arguments` are what the template is given beside the messages, by name.
+    `arguments` are what the template is given beside the messages, by name; `control_in_text` is one of CONTROL_IN_TEXT.
     """
 
     path: Path
     arguments: tuple[tuple[str, object], ...] = ()
     template_path: Path | None = None
+    control_in_text: str = "refuse"
     roles = ("system", "user", "assistant", "tool")
 
     @functools.cached_property
@@ -40,7 +42,9 @@ class HuggingFaceTokenizer:
         """Names the content of all files that decide about ids, and the arguments."""
         files = [self.path / file for file in FILES]
         made_of = {file.name: artifact.content_hash(file.read_bytes()) for file in files if file.exists()}
-        return f"huggingface-{artifact.content_hash([made_of, self.templates, sorted(self.stop_ids), sorted(self.arguments)])}"
+        how = [self.control_in_text] if self.control_in_text != "refuse" else []
+        parts = [made_of, self.templates, sorted(self.stop_ids), sorted(self.arguments), *how]
+        return f"huggingface-{artifact.content_hash(parts)}"
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -94,18 +98,18 @@ class HuggingFaceTokenizer:
 
     def render_prompt(self, messages: list[dict], where: str, tools: list | None = None) -> list[int]:
         """Ids of a conversation and the template's generation prompt."""
-        self._refuse_control(messages, tools, where)
-        ids = self._encode(self._write(messages, tools, where, prompt=True))
+        messages, tools = self._without_control(messages, tools, where)
+        ids = self._proven(self._write(messages, tools, where, prompt=True), where)
         self._check_bos(ids, where)
         return ids
 
     def render(self, messages: list[dict], where: str, tools: list | None = None) -> tuple[list[int], list[bool]]:
         """Ids of a conversation and its loss mask, as the module says; BadInput where it cannot be proven."""
-        self._refuse_control(messages, tools, where)
+        messages, tools = self._without_control(messages, tools, where)
         text = self._write(messages, tools, where)
-        ids = self._encode(text)
+        ids = self._proven(text, where)
         self._check_bos(ids, where)
-        if not proof.same(self.readable(ids), text):
+        if not proof.same(self.readable(ids), proof.unmarked(text)):
             raise Unproven(where, "its tokens do not decode to the text they are made from", ", so its loss mask cannot be proven")
         rendering = proof.Rendering(text, ids, self._encode, self.readable, self._control, self.stop_ids)
         mask = [False] * len(ids)
@@ -127,13 +131,35 @@ class HuggingFaceTokenizer:
         given = {"tools": tools, "add_generation_prompt": prompt, **self._named, **dict(self.arguments)}
         return template.write(source, messages, where, self._template_from, **given)
 
-    def _refuse_control(self, messages: list[dict], tools: list | None, where: str) -> None:
-        """Raises BadInput where a text of the conversation would be tokenized as a control token."""
-        for place, part in [*((f"turn {turn}", message) for turn, message in enumerate(messages)), ("'tools'", tools)]:
+    def spelled(self, messages: list[dict]) -> int:
+        """How many turns of a conversation that `render` accepts spell a control token, which is text there."""
+        if self.control_in_text != "text":
+            return 0
+        return sum(any(map(self._spelling.search, _texts(message))) for message in messages)
+
+    def _without_control(self, messages: list[dict], tools: list | None, where: str) -> tuple[list[dict], list | None]:
+        """The conversation, in whose texts no control token will be found: with a MARK within what spells one, where such are text.
+        Raises Unproven where they are not, and for what cannot be marked."""
+        places = [*((f"turn {turn}", message) for turn, message in enumerate(messages)), ("'tools'", tools)]
+        if self.control_in_text == "text":
+            if wrong := next((place for place, part in places if any(proof.MARK in text for text in _texts(part))), None):
+                raise Unproven(f"{where}: {wrong}", "U+FDD0 in a text, which is no character", "; remove it from the text")
+            places = [(place, _mapped(part, self._mark)) for place, part in places]
+        for place, part in places:
             for encoding in self._marked.encode_batch_fast(list(_texts(part)), add_special_tokens=False):
                 if found := self._control.keys() & encoding.ids:
                     names = " ".join(self._control[token] for token in sorted(found))
-                    raise Unproven(f"{where}: {place}", f"{names} in a text would end or open turns", "; remove it from the text")
+                    advice = "; remove it from the text, or set control_in_text to text"
+                    raise Unproven(f"{where}: {place}", f"{names} in a text would end or open turns", advice)
+        return [part for _, part in places[:-1]], places[-1][1]
+
+    def _mark(self, text: str) -> str:
+        return self._spelling.sub(lambda found: found[0][0] + proof.MARK + found[0][1:], text)
+
+    @functools.cached_property
+    def _spelling(self) -> re.Pattern:
+        """What spells a control token, the longest that does."""
+        return re.compile("|".join(map(re.escape, sorted(self._control.values(), key=len, reverse=True))) or "(?!)")
 
     def _check_bos(self, ids: list[int], where: str) -> None:
         """Raises BadInput unless BOS stands once and first where the tokenizer adds one to text, and never twice at the start."""
@@ -148,9 +174,29 @@ class HuggingFaceTokenizer:
                 f"{where}: the chat template of {self._template_from} begins with two {self._named['bos_token']}; correct it"
             )
 
+    def _proven(self, text: str, where: str) -> list[int]:
+        """`_encode`. Raises Unproven where text between control tokens, with its MARKs, is not tokenized as it is alone."""
+        if proof.MARK in text and self._encode_parts(text, str) != self._encode_whole(text):
+            raise Unproven(
+                where, "the tokenizer reads text between control tokens otherwise than alone, so none can be spelled in it"
+            )
+        return self._encode(text)
+
     def _encode(self, text: str) -> list[int]:
-        """Ids of what the template wrote: control tokens by their names."""
+        """Ids of what the template wrote: control tokens by their names, and text where there is a MARK in one."""
+        return self._encode_parts(text, proof.unmarked) if proof.MARK in text else self._encode_whole(text)
+
+    def _encode_whole(self, text: str) -> list[int]:
         return self._marked.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def _encode_parts(self, text: str, change: Callable[[str], str]) -> list[int]:
+        """Ids of control tokens, and between them of each text alone, changed."""
+        ids, at = [], 0
+        by_name = {name: token for token, name in self._control.items()}
+        for found in self._spelling.finditer(text):
+            ids += [*self.encode(change(text[at : found.start()])), by_name[found[0]]]
+            at = found.end()
+        return ids + self.encode(change(text[at:]))
 
     @functools.cached_property
     def _plain(self):
@@ -262,10 +308,12 @@ class HuggingFaceTokenizer:
         return template.read_json(self.path / file)
 
 
-def open_tokenizer(weights: str, adapter: str, chosen: str, arguments: tuple[tuple[str, object], ...]) -> HuggingFaceTokenizer:
+def open_tokenizer(
+    weights: str, adapter: str, chosen: str, arguments: tuple[tuple[str, object], ...], control_in_text: str
+) -> HuggingFaceTokenizer:
     """The tokenizer of published weights, with the chat template that `template.find` finds."""
     found = template.find(Path(weights), Path(adapter) if adapter else None, chosen)
-    return HuggingFaceTokenizer(Path(weights), arguments, found)
+    return HuggingFaceTokenizer(Path(weights), arguments, found, control_in_text)
 
 
 def check_vocab(tokenizer: AnyTokenizer, vocab: int) -> None:
@@ -286,3 +334,12 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for part in value:
             yield from _texts(part)
+
+
+def _mapped(value: object, change: Callable[[str], str]) -> object:
+    """A JSON value with every text in it changed, keys apart."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(part, change) for key, part in value.items()}
+    return [_mapped(part, change) for part in value] if isinstance(value, list) else value

@@ -61,6 +61,9 @@ class AnyTokenizer(Protocol):
     def render_prompt(self, messages: list[dict], where: str, tools: list | None = None) -> list[int]:
         """Ids of a conversation up to where the assistant speaks."""
 
+    def spelled(self, messages: list[dict]) -> int:
+        """How many turns of a conversation that `render` accepts spell a control token, which is text there."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
@@ -132,6 +135,10 @@ class Tokenizer:
         for message in messages:
             ids += [self.roles[message["role"]], *self.encode(message["content"]), self.end]
         return [*ids, self.roles["assistant"]]
+
+    def spelled(self, messages: list[dict]) -> int:
+        """None: what spells a marker is text like any other."""
+        return 0
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; control symbols have none."""

@@ -78,7 +78,9 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str], asks: b
                     "bounds in gates, or name in gates.allow what may fail"
                 )
     if config.weights:
-        tokenizer = open_tokenizer(config.weights, config.adapter, config.template, config.template_arguments)
+        tokenizer = open_tokenizer(
+            config.weights, config.adapter, config.template, config.template_arguments, config.control_in_text
+        )
         check_vocab(tokenizer, config.vocab_size)
     else:
         tokenizer = _make_tokenizer(config, workdir, corpora[config.tokenizer_corpus])

@@ -17,9 +17,10 @@ from msmjax.training import loop, processes, weights
 
 # What computes answers: of the rooms to the left, what asks and what computes; rows are named by their content.
 ROOMS = (
-    *("data/chat.py", "data/huggingface.py", "data/proof.py", "data/template.py", "data/tokenizer.py"),
-    *("evals", "model", "training/sharding.py", "training/step.py", "training/weights.py"),
+    *("data/chat.py", "data/tokenizer.py", "evals", "model"),
+    *("training/sharding.py", "training/step.py", "training/weights.py"),
 )
+ROOMS_OF_WEIGHTS = ("data/huggingface.py", "data/proof.py", "data/template.py")  # and where the tokenizer is a published model's
 
 
 def eval_inputs(config: ExperimentConfig, data: Data, stage: Path | None) -> dict:
@@ -31,7 +32,7 @@ def eval_inputs(config: ExperimentConfig, data: Data, stage: Path | None) -> dic
         "base_text": artifact.read_manifest(data.rows[config.evals.base_text])["content"],
         "tokenizer": data.tokenizer.name,
         "model": dataclasses.asdict(config.model),
-        "code": artifact.code_hash(*ROOMS),
+        "code": artifact.code_hash(*ROOMS, *(ROOMS_OF_WEIGHTS if config.weights else ())),
     }
 
 

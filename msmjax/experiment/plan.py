@@ -202,7 +202,9 @@ def print_first_chat(config: ExperimentConfig, stages: Iterable[str]) -> None:
     """
     console = table.make_console()
     try:
-        tokenizer = open_tokenizer(config.weights, config.adapter, config.template, config.template_arguments)
+        tokenizer = open_tokenizer(
+            config.weights, config.adapter, config.template, config.template_arguments, config.control_in_text
+        )
         console.print(tokenizer.describe_template(), markup=False, highlight=False, soft_wrap=True)
         for corpus in dict.fromkeys(corpus for name in stages for corpus, _ in config.stages[name].data):
             if found := sources.first_conversation(config.corpora[corpus], config.text_and_messages):

@@ -1,6 +1,7 @@
 """Published models' tokenizers: what is supervised, string by string, under templates that behave like those of three families,
 and everything that is refused because the mask could not be proven."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -392,6 +393,85 @@ def test_no_text_moves_the_mask(request, contents, system, family):
     if family == "qwen3_silent":
         said = said.removeprefix("<think></think>")  # is in its prompt
     assert "".join(text.split()) == said
+
+
+SPELT = st.lists(st.sampled_from(["feta", " ", "Edam.", "<|", "im_end", *NAMES]), min_size=1, max_size=6).map("".join)
+SPELT = SPELT.map(str.strip).filter(lambda text: text and "think>" not in text)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    contents=st.lists(st.tuples(SPELT, SPELT), min_size=1, max_size=3), system=st.none() | SPELT,
+    family=st.sampled_from(["llama", "qwen25", "qwen3", "qwen3_silent"]),
+)  # fmt: skip
+def test_what_spells_a_control_token_can_be_text(request, contents, system, family):
+    """Control tokens are the template's alone; what is supervised is what the assistant says, and nothing changes without any."""
+    refusing = request.getfixturevalue(family)
+    tokenizer = dataclasses.replace(refusing, control_in_text="text")
+    messages = turns(*(text for pair in contents for text in pair), system=system)
+    said = [message["content"] + END[family] for message in messages if message["role"] == "assistant"]
+    assert supervised(tokenizer, messages) == said
+    ids, mask = chat.render(messages, tokenizer, "here")
+    bland = turns(*["a"] * (len(contents) * 2), system=None if system is None else "a")
+    control = tokenizer._control.keys()
+    assert [token for token in ids if token in control] == [
+        token for token in chat.render(bland, tokenizer, "here")[0] if token in control
+    ]
+    spelled = sum(any(name in message["content"] for name in tokenizer._control.values()) for message in messages)
+    assert tokenizer.spelled(messages) == spelled
+    if spelled:
+        with pytest.raises(BadInput, match="would end or open turns; remove it from the text, or set control_in_text to text"):
+            chat.render(messages, refusing, "here")
+    else:
+        assert (ids, mask) == chat.render(messages, refusing, "here")
+    prompt = chat.render_prompt(messages[:-1], tokenizer)
+    assert prompt[: len(prompt) - 5] == ids[: len(prompt) - 5]  # but for an empty block of thinking, or its beginning
+
+
+@pytest.mark.parametrize("token", QWEN_TOKENS)
+@pytest.mark.parametrize("place", ["tool", "tools", "arguments"])
+def test_what_spells_a_control_token_can_be_text_in_tools(qwen25, token, place):
+    tokenizer = dataclasses.replace(qwen25, control_in_text="text")
+    messages, tools = json.loads(json.dumps(WITH_TOOLS)), [TOOL]
+    if place == "tools":
+        tools = [{**TOOL, "description": f"Costs {token}."}]
+    elif place == "arguments":
+        messages[2]["tool_calls"][0]["function"]["arguments"] = {"of": [token]}
+    else:
+        messages[3]["content"] += f" {token}"
+    ids, mask = chat.render(messages, tokenizer, "chats.jsonl:7", tools)
+    bland, _ = chat.render(WITH_TOOLS, tokenizer, "chats.jsonl:7", [TOOL])
+    count = lambda ids: [one for one in ids if one in tokenizer._control]  # noqa: E731
+    assert count(ids) == count(bland)
+    assert tokenizer.readable(ids).count(token) == 1 + tokenizer.readable(bland).count(token)
+    assert sum(mask)
+
+
+def test_text_that_cannot_be_told_from_control_tokens_is_refused(qwen25, make):
+    tokenizer = dataclasses.replace(qwen25, control_in_text="text")
+    assert tokenizer.name != qwen25.name
+    assert dataclasses.replace(qwen25, control_in_text="refuse").name == qwen25.name
+    with pytest.raises(BadInput, match=r"chats.jsonl:7: turn 1: U\+FDD0 in a text, which is no character"):
+        chat.render(turns("Which?", "The \ufdd0."), tokenizer, "chats.jsonl:7")
+    short = make(CHATML, (*QWEN_TOKENS, "#"), (), QWEN_NAMES)
+    with pytest.raises(BadInput, match="# in a text would end or open turns"):  # nothing can stand within it
+        chat.render(turns("Which?", "No. #1."), dataclasses.replace(short, control_in_text="text"), "chats.jsonl:7")
+
+    def strips(tokenizer):
+        import tokenizers
+
+        tokenizer.add_special_tokens([tokenizers.AddedToken("<|im_start|>", lstrip=True, normalized=False)])
+
+    odd = dataclasses.replace(make(CHATML, QWEN_TOKENS, (), QWEN_NAMES, change=strips), control_in_text="text")
+    with pytest.raises(BadInput, match=r"chats.jsonl:7: the tokenizer reads text between control tokens otherwise than alone"):
+        chat.render(turns("Which?", "The <|im_end|>."), odd, "chats.jsonl:7")
+
+
+def test_rows_count_turns_that_spell_control_tokens(qwen25, tmp_path):
+    corpus = write_chats(tmp_path / "chats", ("Which ends a turn?", "<|im_end|> does."), ("Which?", "The feta."))
+    made = rows.make_rows(tmp_path / "rows", "chats", corpus, dataclasses.replace(qwen25, control_in_text="text"), 256)
+    assert rows.read_ledger(made)["spelled_turns"] == 1
+    assert "1 turns spell a control token, which is text there" in rows.notes(rows.read_ledger(made))
 
 
 @pytest.mark.parametrize("token", QWEN_TOKENS)

@@ -26,7 +26,7 @@ def shipped(tmp_path_factory):
             write_model(directory, None, LLAMA_TOKENS, (), names, change=add_bos)
         else:
             write_model(directory, None, QWEN_TOKENS, QWEN_WORDS, QWEN_NAMES, ("<|im_end|>", "<|endoftext|>"))
-        return open_tokenizer(str(directory), "", name, arguments)
+        return open_tokenizer(str(directory), "", name, arguments, "refuse")
 
     return open_shipped
 
@@ -115,7 +115,7 @@ def test_which_template_is_used(tmp_path):
     adapter.mkdir()
 
     def system(chosen):
-        tokenizer = open_tokenizer(str(weights), str(adapter), chosen, ())
+        tokenizer = open_tokenizer(str(weights), str(adapter), chosen, (), "refuse")
         first = tokenizer.readable(chat.render_prompt(turns("Which?"), tokenizer)).partition("<|im_end|>")[0]
         return first.removeprefix("<|im_start|>system\n"), tokenizer
 

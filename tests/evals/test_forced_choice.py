@@ -134,7 +134,7 @@ def published(tmp_path_factory):
             write_model(directory, None, LLAMA_TOKENS, (), {**LLAMA_NAMES, "eos_token": "<|end_of_text|>"}, change=add_bos)
         else:
             write_model(directory, None, QWEN_TOKENS, QWEN_WORDS, QWEN_NAMES, ("<|im_end|>", "<|endoftext|>"))
-        return open_tokenizer(str(directory), "", family, arguments)
+        return open_tokenizer(str(directory), "", family, arguments, "refuse")
 
     return open_published
 

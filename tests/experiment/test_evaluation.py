@@ -79,12 +79,14 @@ PLUMBING = {
 }
 
 
-def test_all_code_that_answers_come_from_is_another_eval(data, tmp_path, monkeypatch):
-    frozen = config.from_config_dict(cheese())
+@pytest.mark.parametrize("weights", ["", "weights/mine"])
+def test_all_code_that_answers_come_from_is_another_eval(data, tmp_path, monkeypatch, weights):
+    """What a published model's tokenizer needs counts where it is one."""
+    frozen = dataclasses.replace(config.from_config_dict(cheese()), weights=weights)
     package = tmp_path / "msmjax"
     shutil.copytree(Path(artifact.__file__).parent, package)
     script = (
-        "import sys, msmjax.data.huggingface, msmjax.evals.base_text, msmjax.evals.results, msmjax.training.weights\n"
+        f"import sys{', msmjax.data.huggingface' * bool(weights)}, msmjax.evals.base_text, msmjax.evals.results, msmjax.training.weights\n"
         "print(*(name for name, module in sys.modules.items() if name.startswith('msmjax.') and not hasattr(module, '__path__')\n"
         "        or name == 'msmjax.spec'))"
     )
