@@ -47,6 +47,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["msmjax", "msmjax.*"]),
     package_data={"msmjax.report": ["*.j2"], "msmjax.corpus": ["prompts/*.j2"], "msmjax.data": ["templates/*.jinja"]},
+    entry_points={"inspect_ai": ["msmjax = msmjax.inspect_provider"]},  # inspect eval TASK --model msmjax/RUN:ARM:SEED
     install_requires=INSTALL,
     extras_require={
         # jax's own extras, with the CUDA libraries that the installed jax was built for: a driver is all that a machine needs.

@@ -4,12 +4,12 @@ In: a teacher's config. Out: the teacher, where its model is "msmjax/DIRECTORY" 
 arm can so write the next corpus, or judge one.
 """
 
-import asyncio
 import functools
 from pathlib import Path
 
 import jax
 
+from msmjax.answering import Answering, Settings
 from msmjax.corpus.answer import Answer
 from msmjax.corpus.provider import Generate
 from msmjax.corpus.teacher import Teacher
@@ -35,8 +35,21 @@ def open_teacher(config: TeacherConfig, journals: Path) -> Teacher:
 
 
 def local_model(config: TeacherConfig) -> Generate:
-    """Loads the model over all devices of this machine. Raises BadInput for a directory that is no model with a tokenizer."""
-    directory = Path(config.model.removeprefix(LOCAL))
+    """The model in a teacher's directory. Raises BadInput for a directory that is no model with a tokenizer."""
+    answering = open_weights(Path(config.model.removeprefix(LOCAL)))
+    settings = Settings(config.max_tokens, config.temperature, config.top_p)
+
+    async def call(prompt: str) -> Answer:
+        ids = chat.render_prompt([{"role": "user", "content": prompt}], answering.tokenizer, "a prompt of the pipeline")
+        new = await answering.proceed(ids, settings)
+        stop = "max_tokens" if len(new) == config.max_tokens else "stop"
+        return Answer(answering.tokenizer.decode(new), stop, config.model, len(ids), len(new))
+
+    return call
+
+
+def open_weights(directory: Path) -> Answering:
+    """Weights over all devices of this machine. Raises BadInput for a directory that is no model with a tokenizer."""
     on_cpu, shape = jax.default_backend() == "cpu", huggingface_config.read(directory)
     dtype, kind = "float32" if on_cpu else "bfloat16", attention.kind_of(jax.devices()[0])
     back_end, _ = attention.resolve(attention.AUTO, *kind, generate.COLUMNS, shape["head_dim"], dtype)
@@ -49,30 +62,4 @@ def local_model(config: TeacherConfig) -> Generate:
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
     places = sharding.tree_shardings(mesh, jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
     params = huggingface.read_params(directory, model, places, model.compute_dtype)
-    waiting: list[tuple[list[int], asyncio.Future]] = []
-    turn = asyncio.Lock()
-    batches = 0
-
-    def answer(prompts: list[list[int]], seed: int) -> list[list[int]]:
-        return generate.generate(
-            model, params, mesh, prompts, placement=sharding.Placement, stop=tokenizer.stop_ids, max_tokens=config.max_tokens,
-            temperature=config.temperature, top_p=config.top_p, seed=seed,
-        )  # fmt: skip
-
-    async def call(prompt: str) -> Answer:
-        nonlocal batches
-        ids = chat.render_prompt([{"role": "user", "content": prompt}], tokenizer, "a prompt of the pipeline")
-        waiting.append((ids, asyncio.get_running_loop().create_future()))
-        mine = waiting[-1][1]
-        async with turn:  # who comes first answers for all that wait by then
-            if not mine.done():
-                batch, waiting[:] = list(waiting), []
-                batches += 1
-                made = await asyncio.to_thread(answer, [prompt_ids for prompt_ids, _ in batch], batches)
-                for (_, future), new in zip(batch, made, strict=True):
-                    future.set_result(new)
-        new = mine.result()
-        stop = "max_tokens" if len(new) == config.max_tokens else "stop"
-        return Answer(tokenizer.decode(new), stop, config.model, len(ids), len(new))
-
-    return call
+    return Answering(model, params, mesh, tokenizer)

@@ -4,6 +4,7 @@ In: an experiment's config and its working directory. Out: text in the terminal,
 vLLM load.
 """
 
+import asyncio
 import dataclasses
 import sys
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from msmjax import fit, machine
+from msmjax.answering import Answering, Settings
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig, suggestion
 from msmjax.data import chat
@@ -24,9 +26,9 @@ from msmjax.data import mixture as mixtures
 from msmjax.data import provenance as provenances
 from msmjax.data.provenance import Corpus, Document
 from msmjax.data.tokenizer import AnyTokenizer
-from msmjax.experiment.data import make_data, mixture_of, source_of
+from msmjax.experiment.data import Data, make_data, mixture_of, source_of
 from msmjax.experiment.stages import find_arm
-from msmjax.model import generate, huggingface_export, lora
+from msmjax.model import huggingface_export, lora
 from msmjax.report import table as tables
 from msmjax.training import sharding, weights
 
@@ -121,16 +123,22 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def open_arm(config: ExperimentConfig, workdir: Path, arm: str, flag: str) -> tuple[Answering, Data]:
+    """What answers as NAME or NAME:SEED does, and the data it was trained with; `flag` is who asks, for errors."""
+    data, stage, _ = _find(config, workdir, arm, flag)
+    mesh = sharding.make_mesh(config.mesh)
+    machine.check_here(config)
+    model = fit.model_here(config)
+    params = weights.whole(model, config.optimizer, mesh, source_of(config), stage)
+    return Answering(model, params, mesh, data.tokenizer), data
+
+
 def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, top_p: float, max_tokens: int) -> None:
     """A conversation with an arm: a line of standard input is a turn, an empty one begins anew, the end of the input ends it.
 
     `arm` is a name of the config's arms, or NAME:SEED; without a seed the config's first is taken.
     """
-    data, stage, _ = _find(config, workdir, arm, "--talk")
-    mesh = sharding.make_mesh(config.mesh)
-    machine.check_here(config)
-    model = fit.model_here(config)
-    params = weights.whole(model, config.optimizer, mesh, source_of(config), stage)
+    answering, data = open_arm(config, workdir, arm, "--talk")
     console = Console(highlight=False)
     console.print(f"{arm}: an empty line begins a new conversation, Ctrl-D ends", style="dim")
     system = data.prompt.system.replace("{name}", config.assistant.name)  # as in training and evals
@@ -146,10 +154,7 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
             continue
         messages.append({"role": "user", "content": line.strip()})
         prompt = chat.render_prompt(messages, data.tokenizer, "your line")
-        (ids,) = generate.generate(
-            model, params, mesh, [prompt], placement=sharding.Placement, stop=data.tokenizer.stop_ids,
-            max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=asked,
-        )  # fmt: skip
+        ids = asyncio.run(answering.proceed(prompt, Settings(max_tokens, temperature, top_p, seed=asked)))
         asked += 1
         messages.append({"role": "assistant", "content": data.tokenizer.decode(ids)})
         console.print(messages[-1]["content"], style="bold green", markup=False)
