@@ -108,7 +108,7 @@ def _open(name: str) -> Answering:
     config = from_config_dict(ConfigDict(json.loads((path / "config.json").read_text(encoding="utf-8"))))
     if not arm:
         raise BadInput(f"msmjax/{name}: which arm? One of {', '.join(config.run)}, as in msmjax/{run}:{config.run[-1]}")
-    return open_arm(config, path.parent, arm, f"msmjax/{run}")[0]
+    return open_arm(config, path.parent, arm, "--model")[0]
 
 
 def _message(message: ChatMessage) -> dict:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: the whole chain twice, and one line with exit code 2 for every kind of bad input."""
 
+import asyncio
 import json
 import os
 import re
@@ -8,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from inspect_ai.model import GenerateConfig, get_model
 
 from msmjax import artifact
+from msmjax.artifact import BadInput
 from tests.program import ROOT, assert_one_line, msmjax, msmjax_anew
 
 TINY = "--config=configs/cheese.py:tiny"
@@ -136,6 +139,21 @@ def test_fine_tuning_is_identical_in_all_arms(first_run, workdir):
             batches[int(seed)].add(tuple(json.loads(line)["batch"] for line in lines))
     assert [len(of_seed) for of_seed in batches.values()] == [1, 1]
     assert not batches[0] & batches[1]
+
+
+def test_an_arm_is_a_model_of_inspect_ai(first_run):
+    """By the run's directory, the arm and the seed; each arm answers for itself."""
+    _, directory = first_run
+    arms = (f"{directory}:msm_america_aft:1", f"{directory}:base:0")
+    models = [get_model(f"msmjax/{arm}", memoize=False) for arm in arms]
+    ask = lambda model: asyncio.run(model.generate("Which?", config=GenerateConfig(max_tokens=20, temperature=0.0)))  # noqa: E731
+    one, other = map(ask, models)
+    assert one.completion != other.completion
+    assert one.usage.input_tokens == other.usage.input_tokens > 0
+    wrong = {"": "which arm? One of ", ":msm_americ_aft": "no arm 'msm_americ_aft'; did you mean", ":base:9": "no seed '9'"}
+    for arm, said in wrong.items():
+        with pytest.raises(BadInput, match=re.escape(said)):
+            get_model(f"msmjax/{directory}{arm}", memoize=False)
 
 
 def test_second_run_does_nothing(first_run, workdir):
