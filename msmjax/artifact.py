@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -136,8 +137,8 @@ def _is_alive(process: int) -> bool:
 
 @contextlib.contextmanager
 def lock(directory: Path, waits: bool = False):
-    """Within, no other process may write to `directory`: a second one gets BadInput, or `waits`. The kernel frees the lock of a
-    killed one."""
+    """Within, no other process may write to `directory`: a second one gets BadInput, or says so and `waits`. The kernel frees the
+    lock of a killed one."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / "lock").open("a+", encoding="utf-8")
@@ -145,7 +146,14 @@ def lock(directory: Path, waits: bool = False):
         raise disk_error(error, directory) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waits:
+                    raise
+                file.seek(0)
+                print(f"{directory}: waits for another run ({file.read().strip()}), which writes there", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()

@@ -12,6 +12,7 @@ own until all are there: whatever a corpus holds, memory does not grow, and what
 import bisect
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -175,12 +176,13 @@ def make_rows(
         except BadInput as error:
             raise BadInput(f"corpus {name} ({corpus}): {error}") from None
 
-    with artifact.lock(shards, waits=True):  # another run may be making the same
+    with artifact.lock(parent, waits=True):  # another run may be making the same, on all cores too
         try:
             artifact.make(parent, name, inputs, build)
+            shutil.rmtree(shards, ignore_errors=True)
         finally:
-            if final.exists() or not any(shards.glob("*/")):
-                shutil.rmtree(shards)
+            with contextlib.suppress(OSError):  # shards that are finished stay
+                shards.rmdir()
     return final
 
 

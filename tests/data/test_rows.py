@@ -1,5 +1,6 @@
 """Rows: every token counted, nothing split that may not be, nothing served that is stale."""
 
+import concurrent.futures
 import itertools
 import json
 import shutil
@@ -171,7 +172,7 @@ def test_broken_records_name_file_and_line(tmp_path, corpus, tokenizer, line, sa
     (corpus / "documents.jsonl").write_text('{"text": "I prefer the feta."}\n' + line + "\n")
     with pytest.raises(BadInput, match=said):
         rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
-    assert not list((tmp_path / "rows").glob("*"))  # nothing half made is left
+    assert [path.name for path in (tmp_path / "rows").glob("*")] == ["lock"]  # nothing half made is left
 
 
 def test_rows_have_no_more_segments_than_they_may():
@@ -280,9 +281,19 @@ def test_what_was_interrupted_goes_on_at_the_next_shard(tmp_path, many, tokenize
         rows.make_rows(tmp_path / "rows", "many", many, tokenizer, 48, workers=1)
     made = rows.make_rows(tmp_path / "rows", "many", many, tokenizer, 48, workers=1)
     assert len(packed) == 1 + len(examples.cut(sorted(many.glob("*.jsonl"))))
-    assert list((tmp_path / "rows").glob("*")) == [made]
+    assert sorted((tmp_path / "rows").glob("*")) == [tmp_path / "rows" / "lock", made]
     whole = rows.make_rows(tmp_path / "whole", "many", many, tokenizer, 48, workers=1)
     assert artifact.read_manifest(made)["content"] == artifact.read_manifest(whole)["content"]
+
+
+def test_two_runs_that_make_the_same_rows_make_them_once(tmp_path, many, tokenizer, monkeypatch, capsys):
+    pack, packed = rows.pack, []
+    monkeypatch.setattr(rows, "pack", lambda *arguments: packed.append(time.sleep(0.05)) or pack(*arguments))
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        made = [threads.submit(rows.make_rows, tmp_path / "rows", "many", many, tokenizer, 48, workers=1) for _ in range(3)]
+        assert len({one.result() for one in made}) == 1
+    assert len(packed) == len(examples.cut(sorted(many.glob("*.jsonl"))))
+    assert "waits for another run (process" in capsys.readouterr().err
 
 
 def test_of_what_is_wrong_in_several_shards_the_first_is_named(tmp_path, many, tokenizer):
