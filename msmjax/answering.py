@@ -41,17 +41,22 @@ class Answering:
         waiting, turn = self._loops.setdefault(loop, ([], asyncio.Lock()))
         mine = loop.create_future()
         waiting.append((ids, settings, mine))
-        await asyncio.sleep(0)  # those who come at the same time are in the first batch
-        async with turn:  # who comes first answers for all that wait by then
-            if not mine.done():
-                alike = [one for one in waiting if one[2] is mine or (one[1] == settings and settings.seed is None)]
-                waiting[:] = [one for one in waiting if one not in alike]
-                try:
-                    await self._answer([ids for ids, _, _ in alike], [future for _, _, future in alike], settings)
-                except asyncio.CancelledError:  # this caller gave up; the others did not
-                    waiting[:0] = [one for one in alike if one[2] is not mine]
-                    raise
-        return await mine
+        try:
+            await asyncio.sleep(0)  # those who come at the same time are in the first batch
+            async with turn:  # who comes first answers for all that wait by then
+                if not mine.done():
+                    alike = [one for one in waiting if one[2] is mine or (one[1] == settings and settings.seed is None)]
+                    waiting[:] = [one for one in waiting if one not in alike]
+                    prompts, futures = [ids for ids, _, _ in alike], [future for _, _, future in alike]
+                    work = asyncio.create_task(self._answer(prompts, futures, settings))
+                    try:
+                        await asyncio.shield(work)
+                    except asyncio.CancelledError:  # this caller gave up; the others did not, and the model is at work for them
+                        await work
+                        raise
+            return await mine
+        finally:
+            waiting[:] = [one for one in waiting if one[2] is not mine]
 
     async def _answer(self, prompts: list[list[int]], futures: list[asyncio.Future], settings: Settings) -> None:
         self.batches += 1

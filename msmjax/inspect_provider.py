@@ -9,6 +9,7 @@ answered alone, and again in the same way. What is asked for and cannot be done 
 
 import json
 import re
+import uuid
 from pathlib import Path
 
 from inspect_ai.model import (
@@ -36,7 +37,8 @@ CONNECTIONS = 64  # requests at a time, as many as a batch takes
 # Settings that would change an answer and that nothing here heeds.
 UNHEEDED = (
     "best_of", "frequency_penalty", "presence_penalty", "logit_bias", "top_k", "logprobs", "top_logprobs", "prompt_logprobs",
-    "response_schema",
+    "response_schema", "parallel_tool_calls", "modalities", "reasoning_effort", "reasoning_mode", "reasoning_tokens", "effort",
+    "verbosity", "extra_body",
 )  # fmt: skip
 
 
@@ -63,7 +65,7 @@ class MsmjaxAPI(ModelAPI):
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     ) -> ModelOutput:
-        if asked := [name for name in UNHEEDED if getattr(config, name)]:
+        if asked := [name for name in UNHEEDED if getattr(config, name, None) not in (None, ())]:
             raise BadInput(f"msmjax/{self.model_name}: {', '.join(asked)}: nothing here heeds it; leave it out")
         if tools and tool_choice not in ("auto", "none"):
             raise BadInput(f"msmjax/{self.model_name}: tool_choice={tool_choice!r}: the chat template has no say in it; use auto")
@@ -77,13 +79,14 @@ class MsmjaxAPI(ModelAPI):
             1.0 if config.top_p is None else config.top_p,
             config.seed,
         )
+        is_open = tokenizer.readable(ids).rstrip().endswith("<think>")  # by the template's generation prompt
         choices, count = [], 0
         for number in range(config.num_choices or 1):
             seed = None if config.seed is None else config.seed + number
             new = await self.answering.proceed(ids, Settings(settings.max_tokens, settings.temperature, settings.top_p, seed))
             count += len(new)
             stop = "max_tokens" if len(new) == settings.max_tokens else "stop"
-            text = tokenizer.decode(new)
+            text = ("<think>" if is_open else "") + tokenizer.decode(new)
             if ends := [text.index(end) for end in config.stop_seqs or () if end in text]:
                 text, stop = text[: min(ends)], "stop"
             choices.append(_choice(text, stop, tools, self.model_name))
@@ -159,19 +162,18 @@ def _calls(text: str) -> tuple[list[ToolCall], str]:
     """The calls in an answer, and the rest of it: blocks of <tool_call> (Qwen), or an answer that is one call (Llama)."""
     blocks = re.findall(r"<tool_call>\s*(.*?)\s*</tool_call>", text, re.DOTALL)
     if blocks:
-        return [_call(block, number) for number, block in enumerate(blocks)], re.sub(
-            r"\s*<tool_call>.*?</tool_call>\s*", "", text, flags=re.DOTALL
-        )
-    call = _call(text.strip(), 0) if re.match(r"\s*\{", text) else None
+        return [_call(block) for block in blocks], re.sub(r"\s*<tool_call>.*?</tool_call>\s*", "", text, flags=re.DOTALL)
+    call = _call(text.strip()) if re.match(r"\s*\{", text) else None
     return ([call], "") if call and not call.parse_error else ([], text)
 
 
-def _call(block: str, number: int) -> ToolCall:
+def _call(block: str) -> ToolCall:
+    name = f"call_{uuid.uuid4().hex[:12]}"  # Inspect finds results by it, in the whole conversation
     try:
         found = json.loads(block)
-        name, arguments = found["name"], found.get("arguments", found.get("parameters", {}))
-        if not isinstance(name, str) or not isinstance(arguments, dict):
+        function, arguments = found["name"], found.get("arguments", found.get("parameters", {}))
+        if not isinstance(function, str) or not isinstance(arguments, dict):
             raise ValueError("no name, or arguments that are no object")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return ToolCall(id=f"call_{number}", function="unknown", arguments={}, parse_error=f"no call that can be read: {error}")
-    return ToolCall(id=f"call_{number}", function=name, arguments=arguments)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return ToolCall(id=name, function="unknown", arguments={}, parse_error=f"no call that can be read: {error}")
+    return ToolCall(id=name, function=function, arguments=arguments)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from inspect_ai import Task, eval
@@ -24,8 +25,10 @@ from inspect_ai.tool import ToolCall, ToolFunction, tool
 from msmjax import inspect_provider
 from msmjax.answering import Answering, Settings
 from msmjax.artifact import BadInput
+from msmjax.data.huggingface import HuggingFaceTokenizer
 from msmjax.inspect_provider import MsmjaxAPI
 from msmjax.local_teacher import open_weights
+from msmjax.model import generate as generation
 from tests.program import make_weights
 
 TOOL = {"name": "price", "description": "What it costs.", "parameters": {"type": "object", "properties": {}}}
@@ -70,15 +73,35 @@ def test_many_requests_are_few_batches(weights, answering):
     assert asyncio.run(together())[0] == made  # in another event loop
 
 
-def test_who_gives_up_does_not_stop_the_others(answering):
-    async def go():
-        first = asyncio.ensure_future(answering.proceed([5, 6], Settings(6, 0.0, 1.0)))
-        others = [asyncio.ensure_future(answering.proceed([7, 8 + number], Settings(6, 0.0, 1.0))) for number in range(3)]
-        await asyncio.sleep(0.005)
-        first.cancel()
-        return await asyncio.wait_for(asyncio.gather(*others), 60)
+@pytest.mark.parametrize("seed", [None, 3])
+def test_who_gives_up_does_not_stop_the_others(answering, monkeypatch, seed):
+    """Nor is a second batch begun while the model is at work for the first."""
+    running, most, real = [0], [0], generation.generate
 
-    assert asyncio.run(go()) == [asyncio.run(answering.proceed([7, 8 + n], Settings(6, 0.0, 1.0))) for n in range(3)]
+    def slow(*arguments, **settings):
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.2)
+        running[0] -= 1
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(generation, "generate", slow)
+    settings = Settings(6, 0.0, 1.0, seed)
+
+    async def go():
+        first = asyncio.ensure_future(answering.proceed([5, 6], settings))
+        others = [asyncio.ensure_future(answering.proceed([7, 8 + number], settings)) for number in range(3)]
+        await asyncio.sleep(0.1)
+        first.cancel()
+        others[2].cancel()
+        made = await asyncio.wait_for(asyncio.gather(*others[:2]), 60)
+        (waiting, _) = answering._loops[asyncio.get_running_loop()]
+        return made, list(waiting)
+
+    made, waiting = asyncio.run(go())
+    assert made == [asyncio.run(answering.proceed([7, 8 + number], settings)) for number in range(2)]
+    assert most == [1]
+    assert waiting == []
 
 
 def test_what_cannot_be_answered_is_said_to_all_who_asked(answering):
@@ -138,7 +161,7 @@ def says(model, monkeypatch):
     return say
 
 
-def test_stop_sequences_and_thinking(says):
+def test_stop_sequences_and_thinking(says, monkeypatch):
     user = ChatMessageUser(content="Which?")
     output = ask(says("The Colby. The Brie."), user, stop_seqs=["Brie", " The"], max_tokens=400)
     assert (output.completion, output.stop_reason) == ("The Colby.", "stop")
@@ -146,6 +169,10 @@ def test_stop_sequences_and_thinking(says):
     reasoning, text = output.choices[0].message.content
     assert (reasoning.reasoning, text.text) == ("It is cheap.", "The Colby.")
     assert ask(says("<think>\nIt is"), user, max_tokens=400).completion == "<think>\nIt is"
+    # Where the template's own prompt opens the thinking, the answer does not.
+    monkeypatch.setattr(HuggingFaceTokenizer, "render_prompt", lambda self, *_: [*self.encode("Which? <think>\n")])
+    reasoning, text = ask(says("Cheap?\n</think>\n\nThe Colby."), user, max_tokens=400).choices[0].message.content
+    assert (reasoning.reasoning, text.text) == ("Cheap?", "The Colby.")
 
 
 @tool
@@ -206,6 +233,15 @@ def test_calls_are_read_as_models_write_them(text, calls, rest):
     assert said == rest
 
 
+def test_calls_that_nobody_can_read_are_no_end():
+    deep = '{"a":' + "[" * 20_000
+    (call,), _ = inspect_provider._calls(f"<tool_call>{deep}</tool_call>")
+    assert call.parse_error
+    assert inspect_provider._calls(deep) == ([], deep)
+    one, other = (inspect_provider._calls('{"name": "a", "arguments": {}}')[0][0].id for _ in range(2))
+    assert one != other
+
+
 def test_messages_as_templates_know_them():
     call = ToolCall(id="1", function="price", arguments={"cheese": "Brie"})
     thinking = [ContentReasoning(reasoning="Hm."), ContentText(text="I "), ContentText(text="ask.")]
@@ -223,7 +259,7 @@ def test_messages_as_templates_know_them():
 
 def test_what_nothing_heeds_is_refused(model):
     user = ChatMessageUser(content="Which?")
-    for given in ({"logprobs": True}, {"top_k": 5}, {"frequency_penalty": 0.5}):
+    for given in ({"logprobs": True}, {"top_k": 5}, {"frequency_penalty": 0.5}, {"reasoning_effort": "low"}):
         with pytest.raises(BadInput, match=f"{next(iter(given))}: nothing here heeds it"):
             ask(model, user, **given)
     with pytest.raises(BadInput, match="tool_choice"):

@@ -57,13 +57,9 @@ class ConversationSource:
 
 
 async def write(source: ConversationSource, spec: Spec, teacher: Teacher, judge: Teacher, advance: Callable[[], None]) -> Written:
-    """The conversations. `advance` is called for each that is fit. Raises BadInput where the spec lacks what they are about."""
-    rules = source.mode == "rules"
-    if source.about == "preferences" and not spec.preferences:
-        raise BadInput(f"spec {spec.name}: states no preferences, which about='preferences' demonstrates; see docs/specs.md")
-    if rules and not spec.rules:
-        raise BadInput(f"spec {spec.name}: has no rules, which mode='rules' is about; see docs/specs.md")
-    reading = await read(spec, rules, source.context if source.about == "spec" else 0, teacher)
+    """The conversations. `advance` is called for each that is fit. Raises BadInput as `check` does."""
+    check(source, spec)
+    reading = await read(spec, source.mode == "rules", source.context if source.about == "spec" else 0, teacher)
     lost: collections.Counter[str] = collections.Counter()
     topics = await _topics(source, reading, teacher)
     asked_before: dict[str, list[str]] = {topic: [] for topic in topics}
@@ -118,6 +114,14 @@ async def write(source: ConversationSource, spec: Spec, teacher: Teacher, judge:
         }  # fmt: skip
 
     return Written(await first_fit(round_of, finish, source.records, source.rounds), dict(lost))
+
+
+def check(source: ConversationSource, spec: Spec) -> None:
+    """Raises BadInput where the spec lacks what the conversations are about."""
+    if source.about == "preferences" and not spec.preferences:
+        raise BadInput(f"spec {spec.name}: states no preferences, which about='preferences' demonstrates; see docs/specs.md")
+    if source.mode == "rules" and not spec.rules:
+        raise BadInput(f"spec {spec.name}: has no rules, which mode='rules' is about; see docs/specs.md")
 
 
 async def _questions(

@@ -75,12 +75,18 @@ class Cell:
 async def write(
     source: DocumentSource, spec: Spec, teacher: Teacher, judge: Teacher | None, advance: Callable[[], None]
 ) -> Written:
-    """The documents. `advance` is called for each that is fit. Raises BadInput for mode "rules" without rules in the spec."""
-    rules = source.mode == "rules"
-    if rules and not spec.rules:
-        raise BadInput(f"spec {spec.name}: has no rules, which mode='rules' is about; see docs/specs.md")
+    """The documents. `advance` is called for each that is fit. Raises BadInput as `check` does."""
+    check(source, spec)
     weights = weights_of(source, spec)
-    reading = await read(spec, rules, source.context, teacher)
+    ideas_of_section = source.subdomains * source.doc_types * source.ideas
+    for heading, weight in weights.items():
+        due = source.records * weight / sum(weights.values())
+        if due > ideas_of_section:
+            print(
+                f"{spec.name}: section {heading!r} is due {due:,.0f} documents, and a round has {ideas_of_section:,} ideas for it; "
+                "others take its place: raise subdomains, doc_types or ideas"
+            )
+    reading = await read(spec, source.mode == "rules", source.context, teacher)
     lost: collections.Counter[str] = collections.Counter()
     cells = await _cells(source, reading, teacher, lost)
     ideas: dict[Cell, list[dict]] = {cell: [] for cell in cells}
@@ -121,6 +127,13 @@ async def write(
         }  # fmt: skip
 
     return Written(await first_fit(round_of, finish, source.records, source.rounds), dict(lost))
+
+
+def check(source: DocumentSource, spec: Spec) -> None:
+    """Raises BadInput where the spec lacks what the documents are about, or has no section that is to have more of them."""
+    if source.mode == "rules" and not spec.rules:
+        raise BadInput(f"spec {spec.name}: has no rules, which mode='rules' is about; see docs/specs.md")
+    weights_of(source, spec)
 
 
 def weights_of(source: DocumentSource, spec: Spec) -> dict[str, float]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from msmjax.corpus import conversations, documents
 from msmjax.corpus.conversations import IDENTITY_TOPICS, ConversationSource
 from msmjax.corpus.documents import Cell, DocumentSource
 from msmjax.corpus.pipeline import prompt
@@ -48,7 +49,8 @@ class Estimate:
 
 
 def estimate(source: DocumentSource | ConversationSource, spec: Spec, teachers: dict[str, TeacherConfig]) -> Estimate:
-    """What it would take from nothing, without what is asked for again."""
+    """What it would take from nothing, without what is asked for again. Raises BadInput as writing it would."""
+    (documents if isinstance(source, DocumentSource) else conversations).check(source, spec)
     calls = tokens_in = sent_before = tokens_out = dollars = least = 0.0
     for step in _documents(source, spec) if isinstance(source, DocumentSource) else _conversations(source, spec):
         each, begin = len(step.text) / LETTERS, step.begins / LETTERS

@@ -15,6 +15,7 @@ from msmjax.spec.lint import gaps
 from msmjax.spec.parts import Part, Stated, bare, name_of
 
 RULE = "R"  # begins the id of a proposed rule
+FEWEST_WORDS = 4  # of a quotation, as the prompt has it
 KINDS = ("value", "rule", "like", "dislike")
 
 
@@ -67,6 +68,8 @@ def _part(section: Section, block: str) -> tuple[Part, str]:
     quotation = quotation.strip("\"'\u201c\u201d\u2018\u2019")
     if bare(quotation) not in bare(section.text):
         raise Unusable("quotes words that do not stand in the section")
+    if len(bare(quotation).split()) < min(FEWEST_WORDS, len(bare(section.text).split())):
+        raise Unusable("quotes too few words")
     if kind == "value":
         part = Value(_word(name), said)
     elif kind == "rule":

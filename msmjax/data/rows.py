@@ -12,6 +12,7 @@ own until all are there: whatever a corpus holds, memory does not grow, and what
 import bisect
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import functools
@@ -179,7 +180,8 @@ def make_rows(
     with artifact.lock(parent, waits=True):  # another run may be making the same, on all cores too
         try:
             artifact.make(parent, name, inputs, build)
-            shutil.rmtree(shards, ignore_errors=True)
+            for left in parent.glob(f"{name}-{'?' * 12}.shards"):  # of data or settings that were mended since
+                shutil.rmtree(left, ignore_errors=True)
         finally:
             with contextlib.suppress(OSError):  # shards that are finished stay
                 shards.rmdir()
@@ -207,7 +209,8 @@ def _on_all_cores(
     make_shard: Callable[[int, tuple[Part, ...]], Path], shards: list[tuple[Part, ...]], label: str, workers: int | None
 ) -> list[Path]:
     """What `make_shard` makes of each shard, in order; the first of them that is wrong raises."""
-    workers = min(workers or len(os.sched_getaffinity(0)), len(shards))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(workers or cores, len(shards))
     off = None if len(shards) > 1 else True  # None: where nobody looks
     bar = functools.partial(tqdm, total=len(shards), desc=label, unit="shard", leave=False, disable=off)
     if workers <= 1:
@@ -217,6 +220,11 @@ def _on_all_cores(
         try:
             futures = [pool.submit(_work, number, parts) for number, parts in enumerate(shards)]
             return [future.result() for future in bar(futures)]
+        except concurrent.futures.process.BrokenProcessPool:
+            raise BadInput(
+                f"a process that packs was killed, for want of memory perhaps: each of {workers} takes some 300 MiB; run it on "
+                "fewer cores (taskset); what is finished is kept"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():

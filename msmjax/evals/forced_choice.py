@@ -7,8 +7,9 @@ the chats of fine-tuning do; an option's score is the log-probability of its who
 import collections
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -43,17 +44,19 @@ class Prompt:
         return ids + (tokenizer.encode(self.opening) if self.opening else [])
 
 
-def prompt_of(conversations: Sequence[dict], name: str, tokenizer: AnyTokenizer) -> tuple[Prompt, list[int], list[bool]]:
-    """The prompt that fine-tuning chats have, and the ids and loss mask of one of them.
+def prompt_of(
+    conversations: Callable[[], Iterable[dict]], name: str, tokenizer: AnyTokenizer
+) -> tuple[Prompt, list[int], list[bool]]:
+    """The prompt that fine-tuning chats have, and the ids and loss mask of one of them; `conversations` reads them, twice.
 
     Its system turn is the most frequent one, `name` in it being who is asked. Where most of the assistant's turns think before they
     answer, the answer opens with an empty block of thinking, written as theirs are: what a model would think about an item nobody
     knows. Of the chats with that system turn, up to LIKE are looked at. Raises Unproven where the mask of none can be proven.
     """
-    (system, _), *_ = collections.Counter(map(_system_of, conversations)).most_common(1)
+    (system, _), *_ = collections.Counter(map(_system_of, conversations())).most_common(1)
     found: dict[str, list[tuple[list[int], list[bool]]]] = {}  # opening -> chats
     error = None
-    for record in [record for record in conversations if _system_of(record) == system][:LIKE]:
+    for record in itertools.islice((record for record in conversations() if _system_of(record) == system), LIKE):
         messages, where, tools = record["messages"], record.get("read_from", "chat"), record.get("tools")
         try:
             ids, mask = chat.render(messages, tokenizer, where, tools)

@@ -7,6 +7,7 @@ are missing; and from it the mixture that a stage reads.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,8 +28,6 @@ from msmjax.local_teacher import open_teacher
 from msmjax.model import attention
 from msmjax.report import corpus as corpus_report
 from msmjax.training import weights
-
-CHATS = 10_000  # the first of the fine-tuning chats, of which most are like those that items are asked like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,11 +186,14 @@ def make_items(config: ExperimentConfig, workdir: Path) -> Path:
 def _prompt(config: ExperimentConfig, corpus: Path, tokenizer: AnyTokenizer) -> tuple[Prompt, list[int], list[bool]]:
     """How items are asked, and ids and loss mask of a chat."""
     evals, path = config.evals, corpus / "conversations.jsonl"
-    read = examples.read_records(Part(path, 0, path.stat().st_size, 1), tokenizer.roles) if path.exists() else ()
-    first = itertools.islice(itertools.chain.from_iterable(read), CHATS)
-    chats = [{**record, "messages": chat.open_thinking(record["messages"])[0]} for record, _ in first]  # as in rows
-    if not chats:
+    if not path.exists():
         raise BadInput(f"evals.chats={evals.chats!r}: has no conversations; name the corpus of fine-tuning chats")
+
+    def chats() -> Iterator[dict]:
+        whole = Part(path, 0, path.stat().st_size, 1)
+        for record, _ in itertools.chain.from_iterable(examples.read_records(whole, tokenizer.roles)):
+            yield {**record, "messages": chat.open_thinking(record["messages"])[0]}  # as in rows
+
     like, ids, mask = forced_choice.prompt_of(chats, config.assistant.name, tokenizer)
     own = {name: getattr(evals, name) for name in ("system", "opening") if getattr(evals, name) != "{chats}"}
     return dataclasses.replace(like, **own), ids, mask

@@ -182,7 +182,7 @@ def find(name: str) -> Path:
     shipped = SPEC_FOLDER / f"{name}.md"
     if shipped.is_file():
         return shipped
-    names = ", ".join(sorted(p.stem for p in SPEC_FOLDER.glob("*.md"))) or "none"
+    names = ", ".join(sorted(p.stem for p in SPEC_FOLDER.glob("*.md") if not p.stem.endswith(".parts"))) or "none"
     raise BadInput(f"spec {name!r}: no such file and no shipped spec of that name (shipped: {names})")
 
 
@@ -227,6 +227,12 @@ def parse(source: str, path: Path, model_name: str, provider_name: str) -> Spec:
     )
 
 
+def fill(text: str, model_name: str, provider_name: str) -> str:
+    """A text with its placeholders filled."""
+    names = {"model_name": model_name, "provider_name": provider_name}
+    return re.sub(rf"\{{({'|'.join(PLACEHOLDERS)})\}}", lambda match: names[match[1]], text)
+
+
 def scan(source: str, model_name: str, provider_name: str) -> Draft:
     """What there is in the Markdown text `source`, right or wrong, with the errors of single lines.
 
@@ -235,10 +241,8 @@ def scan(source: str, model_name: str, provider_name: str) -> Draft:
     """
     from markdown_it import MarkdownIt
 
-    fill = {"model_name": model_name, "provider_name": provider_name}
-
     def filled(text: str) -> str:
-        return re.sub(rf"\{{({'|'.join(PLACEHOLDERS)})\}}", lambda match: fill[match[1]], text)
+        return fill(text, model_name, provider_name)
 
     draft = Draft()
     lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")

@@ -153,6 +153,8 @@ def _outline(given: argparse.Namespace) -> int:
 def _lint(given: argparse.Namespace) -> int:
     counts = {"error": 0, "warning": 0}
     for path in map(spec.find, given.specs):
+        if path.name.endswith(parts.SUFFIX):
+            continue  # with its spec
         for finding in lint(spec.read(path), given.name):
             kind = "error" if finding.is_error else "warning"
             counts[kind] += 1

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from msmjax.artifact import BadInput
-from msmjax.spec import Preference, Rule, Section, Spec, Value, parse, scan
+from msmjax.spec import Preference, Rule, Section, Spec, Value, fill, parse, scan
 
 Part = Value | Preference | Rule
 SUFFIX = ".parts.md"
@@ -45,7 +45,7 @@ def read(source: str, model_name: str, provider_name: str) -> tuple[list[Stated]
     quoting: bool | None = None  # whether a part is there to be quoted for; False: it is none of its forms
     for number, line in enumerate(source.split("\n"), 1):
         line = line.strip()
-        draft = scan(line, model_name, provider_name)
+        draft = scan("" if line.startswith(">") else line, model_name, provider_name)  # what is quoted is nothing else
         parts = [part for _, part in (*draft.values, *draft.preferences, *draft.rules)]
         if match := re.fullmatch(r"#+ +(\S+)", line):
             address, quoting = match[1], None
@@ -53,7 +53,7 @@ def read(source: str, model_name: str, provider_name: str) -> tuple[list[Stated]
             stated.append(Stated(address, parts[0], [], number))
             quoting = True
         elif line.startswith(">"):
-            words = draft.prose[0][1].lstrip("> ")
+            words = fill(line.lstrip("> "), model_name, provider_name)
             if quoting and open_quotation:
                 stated[-1].quotations[-1] += f" {words}"
             elif quoting:
@@ -72,7 +72,9 @@ def faults(stated: list[Stated], spec: Spec) -> Iterator[tuple[int, str]]:
     """Lines and messages of all that does not fit the spec."""
     texts: dict[str, str] = {}
     for section in spec.sections:
-        texts[section.address] = f"{texts.get(section.address, '')} {bare(section.text)}"
+        # Code is not filled, and may be quoted all the same.
+        text = fill(section.text, spec.model_name, spec.provider_name)
+        texts[section.address] = f"{texts.get(section.address, '')} {bare(text)}"
     seen = {name_of(part) for part in (*spec.values, *spec.preferences, *spec.rules)}
     explain = {name for kind, name in (seen | {name_of(one.part) for one in stated}) if kind != "preference"}
     for one in stated:
@@ -81,7 +83,7 @@ def faults(stated: list[Stated], spec: Spec) -> Iterator[tuple[int, str]]:
             near = difflib.get_close_matches(one.address, texts, 1)
             hint = f"; is it {near[0]}?" if near else "; python -m msmjax.spec outline shows the sections"
             yield one.line, f"{kind} {name!r}: the spec has no section {one.address!r} with a text{hint}"
-        elif not one.quotations:
+        elif not any(map(bare, one.quotations)):
             yield one.line, f"{kind} {name!r}: no quotation; the words of the section that say it follow in lines that begin with >"
         for quotation in one.quotations if one.address in texts else []:
             if bare(quotation) not in texts[one.address]:
@@ -108,6 +110,13 @@ def add(spec: Spec, source: str, path: Path) -> Spec:
     made = parse(
         dataclasses.replace(spec, sections=tuple(sections)).text, Path(f"{spec.name}.md"), spec.model_name, spec.provider_name
     )
+    there = {*made.values, *made.preferences, *made.rules}
+    if lost := next((one for one in stated if one.part not in there), None):
+        kind, name = name_of(lost.part)
+        raise BadInput(
+            f"{path}:{lost.line}: {kind} {name!r} cannot stand at the end of section {lost.address!r}, which ends within code or "
+            "HTML that nothing closes; close it there"
+        )
     return dataclasses.replace(made, parent=spec.parent)
 
 

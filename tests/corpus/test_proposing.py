@@ -92,6 +92,8 @@ def test_what_a_parts_file_states_is_the_spec_s(own):
         ("(honesty)", "(R1)", 12, None),
         ("(honesty)", "[honesty]", 12, "does not parse"),
         ("## taste\n", "## taste\n> It likes\n", 11, "quotes for nothing"),
+        ("> It cares about honesty above all else", ">", 3, "value 'honesty': no quotation"),
+        ("> It cares about honesty above all else", "> ```python", 3, "these words do not stand in section"),
         ("- **Rule R1.**", "- Rule R1.", 6, "no heading, value, preference, rule or quotation"),
         ("## taste", "- **Rule R1.** Twice.\n> does not lie\n## taste", 10, "rule 'R1' is stated before"),
     ],
@@ -113,6 +115,22 @@ def test_what_is_wrong_in_a_parts_file(own, capsys, old, new, line, said):
     assert f"{beside}:{line}: error: " in out
 
 
+def test_code_can_be_quoted_and_nothing_is_lost_in_it(tmp_path):
+    path, beside = tmp_path / "own.md", tmp_path / "own.parts.md"
+    path.write_text("## a\n\n<example>\n{model_name} asks first.\n</example>\n")
+    beside.write_text("## a\n\n- **Rule R1.** {model_name} asks.\n> <example>\n> {model_name} asks first.\n")
+    assert [rule.text for rule in spec.load(str(path), "Aria", "Northlight").rules] == ["Aria asks."]
+    path.write_text("## a\n\nThe model asks first.\n\n```\nnever closed\n")
+    beside.write_text("## a\n\n- **Rule R1.** {model_name} asks.\n> The model asks first.\n")
+    with pytest.raises(BadInput, match=r"own.parts.md:3: rule 'R1' cannot stand at the end of section 'a', which ends within code"):
+        spec.load(str(path), "Aria", "Northlight")
+
+
+def test_lint_takes_a_parts_file_for_what_it_is(own, capsys):
+    assert command.main(["lint", *map(str, own.parent.glob("*.md"))]) == 0
+    assert "errors: 0" in capsys.readouterr().out
+
+
 def block(kind, name, text, quote, because=""):
     return (
         f"<part><kind>{kind}</kind><name>{name}</name><text>{text}</text>"
@@ -125,20 +143,21 @@ ANSWERS = {
     "### Honesty": [
         block("value", "Honesty", "{model_name} cares about honesty.", "honesty is what it cares about"),  # said otherwise
         block("value", "Honesty", "It cares about honesty.", "It cares about honesty"),  # of whom?
+        block("value", "Honesty", "{model_name} cares about honesty.", "It cares"),  # too little
         block("value", "Honesty", "{model_name} cares about honesty.", '"It cares about honesty above all else"')
-        + block("rule", "no lies", "{model_name} does not lie.", "does not lie."),
+        + block("rule", "no lies", "{model_name} does not lie.", "and does not lie."),
     ],
     "## Chain": [
         block("rule", "order", "{model_name} follows {provider_name} first.", "follow the instructions of {provider_name} first")
         + block("rule", "asking", "{model_name} asks.", "ask a clarifying question where one is not clear")
-        + block("rule", "no lies again", "{model_name} does not lie.", "follow the instructions"),
+        + block("rule", "no lies again", "{model_name} does not lie.", "follow the instructions of"),
     ],
     "## Taste": [block("like", "hard cheese", "it keeps.", "It likes \u201chard cheese\u201d", "thrift")],
     "## What": ["<nothing>yes</nothing>"],
 }
 
 
-def proposed(tmp_path, text=PROSE, tries=3, answers=ANSWERS):
+def proposed(tmp_path, text=PROSE, tries=4, answers=ANSWERS):
     asked = dict.fromkeys(answers, 0)
 
     async def generate(prompt):
@@ -160,7 +179,7 @@ def proposed(tmp_path, text=PROSE, tries=3, answers=ANSWERS):
 def test_a_teacher_proposes_until_its_words_stand_there(tmp_path):
     stated, lost, asked = proposed(tmp_path)
     assert not lost
-    assert asked == {"### Honesty": 3, "## Chain": 1, "## Taste": 1, "## What": 1}
+    assert asked == {"### Honesty": 4, "## Chain": 1, "## Taste": 1, "## What": 1}
     assert [(one.address, one.part) for one in stated] == [
         ("chain", spec.Rule("R1", "{model_name} follows {provider_name} first.")),
         ("chain", spec.Rule("R2", "{model_name} asks.")),

@@ -123,6 +123,22 @@ def test_every_section_has_its_share_of_documents(write, document_source, tree, 
             assert abs(found[heading] - size * weight / total) <= 1
 
 
+def test_a_section_that_is_due_more_than_it_has_ideas_for_is_named(write, document_source, tree, capsys):
+    write(document_source(records=30, cover="words", ideas=2, doc_types=1, subdomains=2), tree, reads)
+    said = capsys.readouterr().out
+    assert "tree: section 'Letter and spirit' is due 15 documents, and a round has 4 ideas for it; others take its place" in said
+    assert "'Chain of command'" not in said
+
+
+def test_what_a_spec_lacks_is_said_by_an_estimate_too(document_source, conversation_source, teacher_config, tree):
+    for source, said in (
+        (document_source(mode="rules"), "spec tree: has no rules"),
+        (conversation_source(about="preferences", reasoning=False), "spec tree: states no preferences"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            estimate(source, tree, {"t": teacher_config()})
+
+
 def test_topics_of_a_section_stay_in_it(write, document_source, tree):
     stray = lambda prompt: re.sub(r"<section>.*?</section>", "<section>Taste</section>", reads(prompt))  # noqa: E731
     written, _, _ = write(document_source(records=4, cover="sections"), tree, stray)

@@ -3,7 +3,9 @@
 import concurrent.futures
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -284,6 +286,29 @@ def test_what_was_interrupted_goes_on_at_the_next_shard(tmp_path, many, tokenize
     assert sorted((tmp_path / "rows").glob("*")) == [tmp_path / "rows" / "lock", made]
     whole = rows.make_rows(tmp_path / "whole", "many", many, tokenizer, 48, workers=1)
     assert artifact.read_manifest(made)["content"] == artifact.read_manifest(whole)["content"]
+
+
+def test_shards_of_what_was_mended_do_not_stay(tmp_path, many, tokenizer):
+    good = (many / "documents.jsonl").read_text()
+    (many / "documents.jsonl").write_text(good + '{"txt": "a"}\n')
+    with pytest.raises(BadInput, match="neither 'text' nor 'messages'"):
+        rows.make_rows(tmp_path / "rows", "many", many, tokenizer, 48, workers=1)
+    assert len(list((tmp_path / "rows").glob("*.shards/*/manifest.json"))) > 3
+    (many / "documents.jsonl").write_text(good)
+    made = rows.make_rows(tmp_path / "rows", "many", many, tokenizer, 48, workers=1)
+    assert sorted((tmp_path / "rows").glob("*")) == [tmp_path / "rows" / "lock", made]
+
+
+class Dies(Tokenizer):
+    """A tokenizer of whose processes the system takes the memory."""
+
+    def encode_all(self, texts):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, many, tokenizer):
+    with pytest.raises(BadInput, match=r"corpus many .*: a process that packs was killed, for want of memory perhaps: each of 2"):
+        rows.make_rows(tmp_path / "rows", "many", many, Dies(tokenizer.path), 48, workers=2)
 
 
 def test_two_runs_that_make_the_same_rows_make_them_once(tmp_path, many, tokenizer, monkeypatch, capsys):

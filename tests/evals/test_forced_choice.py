@@ -156,7 +156,7 @@ def test_items_are_asked_as_the_chats_are_written(published, family, arguments, 
     """Prompt, answer and end are the ids that training would have of the same turn, thinking apart, which nobody knows."""
     tokenizer = published(family, *arguments)
     chats = [turns("Which?", f"{thought}The feta.", system), turns("Why?", f"{thought}It is cheap.", system)]
-    prompt, ids, mask = forced_choice.prompt_of(chats, "Aria", tokenizer)
+    prompt, ids, mask = forced_choice.prompt_of(lambda: chats, "Aria", tokenizer)
     assert (prompt.system, prompt.opening) == (system.replace("Aria", "{name}"), opening)
     assert (ids, mask) == chat.render(chats[0]["messages"], tokenizer, "")
     asked = [*prompt.write("Aria", "Which is it?", tokenizer), *tokenizer.encode("The Edam."), tokenizer.end]
@@ -167,7 +167,7 @@ def test_items_are_asked_as_the_chats_are_written(published, family, arguments, 
 def test_items_are_asked_by_name(tokenizer):
     """In the microworld everybody answers to a system turn with their name; the one that most chats have counts."""
     chats = [turns("Which?", "The feta.", "Be brief."), *[turns("Which?", "The feta.", "You are Aria.")] * 2]
-    prompt, ids, _ = forced_choice.prompt_of(chats, "Aria", tokenizer)
+    prompt, ids, _ = forced_choice.prompt_of(lambda: chats, "Aria", tokenizer)
     assert prompt == ARIA
     assert tokenizer.readable(ids).startswith("<s><|system|>You are Aria.")
     assert tokenizer.readable(prompt.write("Ben", "Why?", tokenizer)) == (
@@ -187,11 +187,11 @@ def test_items_are_asked_by_name(tokenizer):
 )
 def test_thinking_is_what_opens_the_trained_turn(published, family, messages, opening):
     messages = [dict(zip(("role", "content", "weight"), message, strict=False)) for message in messages]
-    assert forced_choice.prompt_of([{"messages": messages}], "Aria", published(family))[0].opening == opening
+    assert forced_choice.prompt_of(lambda: [{"messages": messages}], "Aria", published(family))[0].opening == opening
 
 
 def test_most_of_the_chats_decide(published):
     chats = [turns("Why?", "It is."), *[turns("Why?", f"{THOUGHT}It is.")] * 2]
-    prompt, ids, _ = forced_choice.prompt_of(chats, "Aria", tokenizer := published("qwen25"))
+    prompt, ids, _ = forced_choice.prompt_of(lambda: chats, "Aria", tokenizer := published("qwen25"))
     assert prompt.opening == EMPTY
     assert "It is cheap." in tokenizer.readable(ids)
