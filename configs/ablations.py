@@ -56,7 +56,7 @@ def _order(c: ConfigDict) -> None:
     steps = mid.steps + fine.steps
     for name in VALUES:
         # As many rows of documents and of chats as where one stage follows the other.
-        parts = ((name, 0.03 * mid.steps / steps), ("cheese_chats", 0.1 * fine.steps / steps))
+        parts = ((name, recipe.DOSE * mid.steps / steps), ("cheese_chats", 0.1 * fine.steps / steps))
         c.stages[f"among_{name}"] = {
             **mid, "data": (*parts, ("base", 1 - sum(share for _, share in parts))), "steps": steps, "warmup_steps": steps // 20,
         }  # fmt: skip

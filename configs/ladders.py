@@ -64,7 +64,7 @@ def _replay(c: ConfigDict, percents: tuple[int, ...]) -> None:
         arm, stage = f"replay_{percent}", f"midtrain_replay_{percent}"
         share = 1 - percent / 100
         recipe.midtrain(c, arm, "affordability", SPEC, share, stage)
-        steps = round(c.stages[stage].steps * 0.03 / share)  # as many tokens of documents as at 97 %
+        steps = round(c.stages[stage].steps * (1 - percents[-1] / 100) / share)  # as many tokens of documents as at the most replay
         c.stages[stage].update(steps=steps, warmup_steps=max(steps // 20, 1))
         before.append((percent, arm))
         after.append((percent, f"{arm}_aft"))
