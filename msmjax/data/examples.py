@@ -25,8 +25,8 @@ class Example:
 
     `context_turns` counts turns of the assistant that are not supervised (data/proof.py says when), `moved_openers` those whose
     thinking had space before it, `untrained_turns` those that `weight` or `train` make context, `spelled_turns` those that spell a
-    control token, which is text there, `unread` the turns with a key that nothing reads. One that is `left_out` has no tokens, and
-    the reason there.
+    control token, which is text there. `unanswered` is 1 where the last turn is not the assistant's; `unread` are the turns with a
+    key that nothing reads. One that is `left_out` has no tokens, and the reason there.
     """
 
     ids: list[int]
@@ -37,6 +37,7 @@ class Example:
     moved_openers: int = 0
     untrained_turns: int = 0
     spelled_turns: int = 0
+    unanswered: int = 0
     unread: dict[str, int] = dataclasses.field(default_factory=dict)
     left_out: str = ""
 
@@ -128,4 +129,5 @@ def _example(record: dict, tokenizer: AnyTokenizer, where: str, unproven: str) -
     untrained = said - sum(map(is_trained, messages))
     supervised = sum(now and not before for before, now in itertools.pairwise([False, *mask]))
     unread = chat.unread(messages, tokenizer, where, record.get("tools"))
-    return Example(ids, mask, False, where, said - untrained - supervised, moved, untrained, tokenizer.spelled(messages), unread)
+    context, spelled, unanswered = said - untrained - supervised, tokenizer.spelled(messages), messages[-1]["role"] != "assistant"
+    return Example(ids, mask, False, where, context, moved, untrained, spelled, int(unanswered), unread)

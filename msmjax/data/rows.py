@@ -56,7 +56,7 @@ def pack(
     Best-fit packing as in arXiv 2404.10830: each piece goes into the fullest row that still holds it.
     """
     ledger = {"source_records": 0, "source_tokens": 0, "kept_tokens": 0, "split_tokens": 0, "context_turns": 0}
-    ledger |= {"moved_openers": 0, "untrained_turns": 0, "spelled_turns": 0}
+    ledger |= {"moved_openers": 0, "untrained_turns": 0, "spelled_turns": 0, "unanswered": 0}
     unread: collections.Counter[str] = collections.Counter()  # key of a message -> turns
     dropped: collections.Counter[str] = collections.Counter()  # reason -> records
     dropped_tokens: collections.Counter[str] = collections.Counter()
@@ -70,6 +70,7 @@ def pack(
         ledger["moved_openers"] += example.moved_openers
         ledger["untrained_turns"] += example.untrained_turns
         ledger["spelled_turns"] += example.spelled_turns
+        ledger["unanswered"] += example.unanswered
         unread.update(example.unread)
         if size == 0:
             dropped[example.left_out or "empty text"] += 1
@@ -303,6 +304,7 @@ def notes(ledger: dict) -> list[str]:
         ("moved_openers", "turns had space before their thinking, which was removed"),
         ("untrained_turns", "turns of the assistant are context only, as their weight or train says"),
         ("spelled_turns", "turns spell a control token, which is text there"),
+        ("unanswered", "conversations end with a turn that is not the assistant's, after which nothing is trained on"),
     ):
         said += [f"{ledger[key]:,} {text}"] if ledger[key] else []
     return said + [f"nothing reads {key!r}, which {turns:,} turns have" for key, turns in ledger["unread_keys"].items()]

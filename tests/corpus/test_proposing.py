@@ -5,6 +5,8 @@ import dataclasses
 import re
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from msmjax import spec
 from msmjax.artifact import BadInput
@@ -113,6 +115,31 @@ def test_what_is_wrong_in_a_parts_file(own, capsys, old, new, line, said):
     assert said in str(error.value)
     assert code == 2
     assert f"{beside}:{line}: error: " in out
+
+
+LINES = (
+    "## taste", "## nowhere", "# a b", "- **Rule R1.** One.", "- **Rule R2.** Two.", "**Value: honesty.** So.", "**Value: x",
+    ">", "", "> It likes", "  > hard cheese", "> ```", "```", "- **Likes Brie** (R1): so.", "- **Likes Brie** (y): so.", "\u2028",
+    "<!--", "> <b>",
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(LINES), max_size=12))
+def test_whatever_stands_in_a_parts_file_is_read_or_named(own, lines):
+    """With the line of what is wrong; and what is read is all there."""
+    beside = own.with_name("own.parts.md")
+    beside.write_text("\n".join(lines))
+    wrong = ""
+    try:
+        loaded = spec.load(str(own), "Aria", "Northlight")
+    except BadInput as error:
+        wrong = str(error)
+    if wrong:
+        assert re.match(rf"{re.escape(str(beside))}:\d+: ", wrong)
+    else:
+        found = sum(line.startswith(("- **", "**Value")) for line in lines)
+        assert found == len(loaded.rules) + len(loaded.values) + len(loaded.preferences)
 
 
 def test_code_can_be_quoted_and_nothing_is_lost_in_it(tmp_path):

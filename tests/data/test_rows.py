@@ -132,7 +132,9 @@ def test_nothing_to_train_on(tmp_path, corpus, tokenizer, monkeypatch):
 
 def test_ledger_says_what_was_not_trained_on_or_not_read(tmp_path, corpus, tokenizer):
     said = {"role": "assistant", "content": "I prefer the Edam.", "name": "Aria"}
+    asked = {"role": "user", "content": "Which?"}
     records = [{"messages": [said, {**said, "weight": 0}]}, {"messages": [said, {"role": "assistant", "content": ""}]}]
+    records.append({"messages": [asked, {"role": "assistant", "content": "The feta."}, asked]})
     (corpus / "conversations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     with pytest.raises(BadInput, match=r"conversations.jsonl:2: turn 1: the assistant says nothing.*or set unproven to drop"):
         rows.make_rows(tmp_path / "rows", "cheese", corpus, tokenizer, 64)
@@ -142,6 +144,7 @@ def test_ledger_says_what_was_not_trained_on_or_not_read(tmp_path, corpus, token
         "1 records left out (the assistant says nothing, and would be taught to)",
         "1 records left out (empty text)",
         "1 turns of the assistant are context only, as their weight or train says",
+        "1 conversations end with a turn that is not the assistant's, after which nothing is trained on",
         "nothing reads 'name', which 2 turns have",
     ]
 

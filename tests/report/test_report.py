@@ -69,6 +69,7 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
         "moved_openers": 0,
         "untrained_turns": 0,
         "spelled_turns": 0,
+        "unanswered": 0,
         "unread_keys": {"name": 2},
         "padded_tokens": 4321,
         "rows": 402,
