@@ -68,7 +68,7 @@ PARTS = {
         ("benchmarks/attention.py", "--rows=1", "--length=256", "--turns=1"),
     ),
     "tests": (
-        100,
+        160,
         (*PYTEST, "tests/test_device.py"),
         (*PYTEST, "tests/test_device.py", "-k", "near_float32"),
     ),

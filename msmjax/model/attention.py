@@ -142,6 +142,8 @@ def attention(
     looked at.
     """
     check(back_end, *kind_of(place.device), q_BTNH.shape[1], q_BTNH.shape[3], q_BTNH.dtype.name)
+    if back_end == "cudnn":
+        grouped_offsets_are_right()  # remembered: within `per_device` nothing can be computed by itself where nobody compiles
     of_cudnn = functools.partial(cudnn, segments=segments or most_segments(q_BTNH.shape[1]))
     one_device = {"xla": xla, "splash": splash, "cudnn": of_cudnn}[back_end]
     return place.per_device(one_device, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(q_BTNH, k_BTKH, v_BTKH, starts_BT)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from pathlib import Path
 
 import jax
@@ -386,3 +387,12 @@ def test_mesh_takes_all_devices_that_are_left():
 def test_mesh_that_does_not_fit_the_shapes(model, step_config):
     with pytest.raises(BadInput, match=r"b[kv]_LKH has K=2, which does not divide by 4"):
         steps.abstract_state(model, step_config, mesh_of(1, 2, 4))
+
+
+@pytest.mark.parametrize(("platform", "repeats", "asked"), [("gpu", True, True), ("gpu", False, False), ("cpu", True, False)])
+def test_only_what_can_repeat_is_asked_to(platform, repeats, asked):
+    """One order for the embedding's gradient costs a tenth of a step, and a CPU has it anyway."""
+    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+    options = sharding.Placement(mesh).compiler_options(repeats)
+    assert options.get("xla_gpu_enable_scatter_determinism_expander", False) == asked
+    assert bool(options) == (platform == "gpu")
