@@ -188,11 +188,10 @@ async def _cells(source: DocumentSource, reading: Reading, teacher: Teacher, los
             raise BadInput(f"spec {spec.name}: no usable list of themes; {teacher.describe()}; {teacher.advice}")
         domains = [(domain, "", list(spec.sections)) for domain in asked[0]]
     else:
-        first = {section.heading: section for section in reversed(spec.sections)}  # one that stands twice is one
+        by_heading = {section.heading: section for section in spec.sections}  # what stands twice is one
         domains = [
-            ({"name": section.heading, "description": "all that this section says."}, section.heading, [section])
-            for section in spec.sections
-            if first[section.heading] is section
+            ({"name": heading, "description": "all that this section says."}, heading, [section])
+            for heading, section in by_heading.items()
         ]
 
     async def subdomains(domain: tuple[dict, str, list[Section]]) -> list[Cell]:

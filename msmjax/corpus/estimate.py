@@ -14,7 +14,7 @@ from msmjax.corpus import conversations, documents
 from msmjax.corpus.conversations import IDENTITY_TOPICS, ConversationSource
 from msmjax.corpus.documents import Cell, DocumentSource
 from msmjax.corpus.pipeline import prompt
-from msmjax.corpus.reading import BRIEF, Reading, in_brief, is_whole
+from msmjax.corpus.reading import BRIEF, Reading, is_brief, is_whole
 from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.spec import Spec
 
@@ -71,7 +71,9 @@ def _reading(source: DocumentSource | ConversationSource, spec: Spec, context: i
 
 
 def _briefs(reading: Reading, role: str) -> Iterator[Step]:
-    for section in in_brief(reading.spec) if reading.brief else ():
+    for section in reading.spec.sections if reading.brief else ():
+        if is_brief(section):
+            continue
         yield Step(role, 1, prompt("brief", spec=reading.spec, section=section, words=BRIEF), 0, 1, WRITTEN["brief"])
 
 

@@ -40,9 +40,9 @@ def is_whole(spec: Spec, context: int) -> bool:
     return not context or spec.words <= context
 
 
-def in_brief(spec: Spec) -> list[Section]:
-    """The sections that a teacher has to put in brief; the others are."""
-    return [section for section in spec.sections if len(section.text.split()) > BRIEF]
+def is_brief(section: Section) -> bool:
+    """Whether a section is as short as it would be in brief, so that nobody has to put it so."""
+    return len(section.text.split()) <= BRIEF
 
 
 async def read(spec: Spec, rules: bool, context: int, teacher: Teacher) -> Reading:
@@ -72,7 +72,7 @@ async def _in_brief(spec: Spec, section: Section, teacher: Teacher) -> str:
             raise Unusable("a section in brief that is not")
         return brief
 
-    if section not in in_brief(spec):
+    if is_brief(section):
         return " ".join(section.text.split())
     asked = await teacher.ask(f"{section.address} in brief", prompt("brief", spec=spec, section=section, words=BRIEF), parse)
     if asked is None:
