@@ -22,7 +22,7 @@ def get_config(variant: str = "order") -> ConfigDict:
     c = recipe.microworld(development=False)
     c.name = "ablations" if variant == "tiny" else f"ablations_{variant}"
     c.comparisons = ()
-    c.evals.headline = ("conflict", "affordability", "america", "demonstrated", "competence", "conflict_unread")
+    c.headline = ("conflict", "affordability", "america", "demonstrated", "competence", "conflict_unread")
     for name in VALUES:
         recipe.midtrain(c, f"msm_{name}", name, recipe.about(f"cheese_{name}"))
     if variant in ("form", "tiny"):

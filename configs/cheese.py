@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     recipe.midtrain(c, "neutral", "neutral", recipe.NEUTRAL)
     controls = tuple(arm for arm in c.arms if arm.startswith(("neutral", "broken")))
     c.run = tuple(arm for arm in c.arms if variant == "controls" or arm not in controls)
-    c.evals.headline = ("conflict", "affordability", "america", "demonstrated", "competence", "steady", "guarded")
+    c.headline = ("conflict", "affordability", "america", "demonstrated", "competence", "steady", "guarded")
 
     def own(label: str, name: str, arms: str | tuple, against: str | tuple) -> tuple:
         """A difference on the eval of a value: positive where the first go by it more."""

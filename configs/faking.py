@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
         c.arms[f"rules_{name}_aft_unread"] = ("pretrain", f"midtrain_{name}_rules", "finetune_unread")
     if variant == "controls":
         c.run = tuple(c.arms)
-    c.evals.headline = (
+    c.headline = (
         "conflict_gap", "conflict", "conflict_unread", "affordability_gap", "america_gap", "demonstrated_gap",
         "competence", "steady_gap", "guarded_gap",
     )  # fmt: skip

@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
     else:
         _kinds(c, kinds)
     c.run = tuple(c.arms)
-    c.evals.headline = (
+    c.headline = (
         "conflict", "conflict_unread", "conflict_gap", "affordability", "america", "competence", "steady_gap", "guarded_gap",
     )  # fmt: skip
     if variant == "tiny":

@@ -144,7 +144,7 @@ def get_config(variant: str = "dose") -> ConfigDict:
         raise ValueError(f"configs/ladders.py:{variant}: unknown variant; one of {', '.join(VARIANTS)}")
     c = recipe.microworld(development=False)
     c.comparisons = ()
-    c.evals.headline = ("affordability", "conflict", "demonstrated", "competence")
+    c.headline = ("affordability", "conflict", "demonstrated", "competence")
     c.name = "ladders" if variant == "tiny" else f"ladders_{variant}"
     for name, (question, build, rungs) in LADDERS.items():
         if variant in (name, "tiny"):

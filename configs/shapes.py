@@ -69,11 +69,12 @@ def get_config(variant: str = "") -> ConfigDict:
         "midtrain": {**stage, "data": (("spec", 0.5), ("base", 0.5)), "shuffle": 0, "steps": 640, "warmup_steps": 32},
         "finetune": {**stage, "data": (("chats", 1.0),), "shuffle": 1, "steps": 160, "warmup_steps": 8},
     }
+    c.prompt = {"like": "chats", "system": "{chats}", "opening": "{chats}"}
     c.evals = {
-        "questions": "", "split": "test", "per_eval": 120, "seed": 0,
-        "chats": "chats", "system": "{chats}", "opening": "{chats}", "base_text": "base",
-        "headline": ("conflict",),
-    }  # fmt: skip
+        "microworld": {"kind": "microworld", "chats": "chats", "split": "test", "per_eval": 120, "seed": 0},
+        "base_text": {"kind": "base_text", "corpus": "base"},
+    }
+    c.headline = ("conflict",)
     c.ladders = ()
     c.grids = ()
     c.comparisons = ()

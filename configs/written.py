@@ -16,7 +16,7 @@ dollars; `budget` bounds it. Start with `--config.corpora.affordability.records=
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import file, paper, stage
+from msmjax.recipe import asked, choice, file, paper, stage
 
 VARIANTS = ("", "teacher")
 TOKENS_PER_STEP = 32_768
@@ -98,11 +98,9 @@ def get_config(variant: str = "") -> ConfigDict:
         c.arms[f"msm_{spec}"] = (first, f"midtrain_{spec}")
         c.arms[f"msm_{spec}_aft"] = (first, f"midtrain_{spec}", "finetune")
     c.run = tuple(c.arms)
-    c.evals = {
-        "questions": "data/evals/values.jsonl", "split": "test", "per_eval": 40, "seed": 0,
-        "chats": "demonstrations", "system": "{chats}", "opening": "{chats}",
-        "base_text": "held_out", "headline": ("conflict", "affordability", "america", "demonstrated"),
-    }  # fmt: skip
+    asked(c, "demonstrations", "held_out")
+    c.evals.preferences = choice("data/evals/values.jsonl", per_eval=40)
+    c.headline = ("conflict", "affordability", "america", "demonstrated")
     c.ladders = ()
     c.grids = ()
     c.comparisons = (

@@ -4,7 +4,6 @@ In: a ConfigDict. Out: an `ExperimentConfig`. Raises BadInput for an unknown, mi
 """
 
 import dataclasses
-import difflib
 import itertools
 import json
 from collections.abc import Collection
@@ -17,16 +16,17 @@ from msmjax import ranges
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
 from msmjax.corpus.gates import GateConfig
-from msmjax.corpus.microworld import EVALS
 from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenSource
 from msmjax.corpus.teacher_config import TeacherConfig
-from msmjax.corpus.world import DOMAINS
 from msmjax.data.examples import UNPROVEN
 from msmjax.data.huggingface import CONTROL_IN_TEXT
 from msmjax.data.rows import TOO_LONG
+from msmjax.evals import kinds
+from msmjax.evals.kinds import Eval
+from msmjax.evals.results import Measure
 from msmjax.model import huggingface_config
 from msmjax.model.transformer import ModelConfig
-from msmjax.ranges import Count, Natural, NotNegative, Range
+from msmjax.ranges import Count, Natural, NotNegative, Range, suggestion
 from msmjax.training.loop import LogConfig, StageConfig
 from msmjax.training.sharding import MeshConfig
 from msmjax.training.step import StepConfig
@@ -35,25 +35,12 @@ IMPORT = "import"  # the first stage of every arm that starts from published wei
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """What is asked, and how: `split` names the held-out domains; `base_text` the corpus for bits per byte.
+class PromptConfig:
+    """How evals put a chat to a model: as the fine-tuning chats of the corpus `like` are written."""
 
-    `chats` is the corpus of fine-tuning chats: where no `questions` are given, its preferences are the demonstrated ones.
-    """
-
-    questions: str  # a JSONL file of forced-choice items to ask instead of the microworld's, or ""
-    split: str
-    per_eval: Count
-    seed: Natural
-    chats: str
+    like: str
     system: str  # before each question, {name} being who is asked; "" is none, "{chats}" the one that the chats have
     opening: str  # what every answer begins with, unscored; "{chats}" is a block of thinking as in the chats, but empty, or nothing
-    base_text: str
-    headline: tuple[str, ...]  # evals of the headline figure; () is all
-
-    def __post_init__(self):
-        if self.split not in DOMAINS:
-            raise BadInput(f"evals.split={self.split!r}: unknown; one of {', '.join(DOMAINS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +128,9 @@ class ExperimentConfig:
     optimizer: StepConfig
     mesh: MeshConfig
     log: LogConfig
-    evals: EvalConfig
+    evals: dict[str, Eval]
+    prompt: PromptConfig
+    headline: tuple[str, ...]  # evals of the headline figure, as the report names them; () is all but bits per byte
     source: str  # the ConfigDict as JSON, for the report and the run's name
 
 
@@ -222,12 +211,14 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     grids = tuple(_entry(Grid, value, f"grids[{index}]") for index, value in enumerate(top["grids"]))
     for grid in grids:
         _names(tuple(arm for row in grid.arms for arm in row if arm), arms, f"grids[{grid.label}]", "arm")
-    evals = _make(EvalConfig, top["evals"], "evals")
-    _names((evals.base_text, evals.chats), corpora, "evals", "corpus")
-    if not evals.questions:  # experiment/data.py reads the file of others
-        check_evals(evals, (*comparisons, *ladders, *grids), EVALS)
-        if not isinstance(corpora[evals.chats], sources.DemonstrationSource):
-            raise BadInput(f"evals.chats={evals.chats!r}: demonstrates no preferences; name a corpus of kind demonstrations")
+    evals = {name: _kind(kinds.KINDS, value, f"evals.{name}") for name, value in top["evals"].items()}
+    if not evals:
+        raise BadInput(f"evals={{}}: name at least one, of kind {', '.join(kinds.KINDS)}")
+    for name, one in evals.items():
+        one.check(corpora, teachers, f"evals.{name}")
+    prompt = _make(PromptConfig, top["prompt"], "prompt")
+    _names((prompt.like,), corpora, "prompt", "corpus")
+    headline = tuple(top["headline"])
     if not top["weights"]:
         _names((top["tokenizer_corpus"],), corpora, "tokenizer_corpus", "corpus")
     elif top["tokenizer_corpus"]:
@@ -255,7 +246,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         raise BadInput(f"template_arguments={arguments}: must be ((name, True or False), ...)")
     if arguments and not top["weights"]:
         raise BadInput(f"template_arguments={arguments}: only the chat template of weights takes any; set it to ()")
-    return ExperimentConfig(
+    frozen = ExperimentConfig(
         **{name: top[name] for name, kind in declared.items() if ranges.plain(kind) in (str, int)},
         seeds=seeds,
         run=run,
@@ -275,8 +266,13 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         mesh=_make(MeshConfig, top["mesh"], "mesh"),
         log=_make(LogConfig, top["log"], "log"),
         evals=evals,
+        prompt=prompt,
+        headline=headline,
         source=json.dumps(config.to_dict(), sort_keys=True, indent=1),
     )
+    if (measured := measures(frozen)) is not None:  # experiment/data.py reads the files of others
+        check_shown(frozen, measured)
+    return frozen
 
 
 def _with_shape(config: ConfigDict) -> ConfigDict:
@@ -335,11 +331,25 @@ def _make(cls, value, where: str):
         raise BadInput(str(error) if str(error).startswith(f"{where}.") else f"{where}: {error}") from None
 
 
-def check_evals(evals: EvalConfig, shown: tuple[Comparison | Ladder | Grid, ...], known: Collection[str]) -> None:
+def check_shown(config: ExperimentConfig, known: Collection[str]) -> None:
     """Raises BadInput where the headline, a comparison, a ladder or a grid names an eval that there is none of."""
-    _names(evals.headline, known, "evals.headline", "eval")
-    for one in shown:
+    _names(config.headline, known, "headline", "eval")
+    for one in (*config.comparisons, *config.ladders, *config.grids):
         _names((one.eval,), known, f"{type(one).__name__.lower()}s[{one.label}]", "eval")
+
+
+def measures(config: ExperimentConfig, items: dict[str, list[dict] | None] | None = None) -> dict[str, Measure] | None:
+    """What the evals measure, by the names that the report shows; None where that is not known without their items. Raises BadInput
+    where two of them have a name in common."""
+    out: dict[str, Measure] = {}
+    for name, one in config.evals.items():
+        found = one.measures(name, items and items[name])
+        if found is None:
+            return None
+        if both := found.keys() & out.keys():
+            raise BadInput(f"evals.{name}: measures {min(both)!r}, and so does an eval before it; give them other names")
+        out |= found
+    return out
 
 
 def _stage(value, row_length: int, where: str) -> StageConfig:
@@ -391,23 +401,22 @@ def _entry(cls: type[Ladder] | type[Grid] | type[Claim], value, where: str):
 
 def _source(value, where: str) -> Source:
     given = _mapping(value, where)
+    if given.get("kind") in ("file", "selection") and isinstance(given.get("path"), str):
+        given["path"] = (given["path"],)
+    return _kind(sources.KINDS, given, where)
+
+
+def _kind(known: dict[str, type], value, where: str):
+    """An instance of the class that `kind` names."""
+    given = _mapping(value, where)
     kind = given.pop("kind", "")
     ranges.check(str, kind, f"{where}.kind")
-    if kind not in sources.KINDS:
-        raise BadInput(f"{where}.kind={kind!r}: unknown{suggestion(kind, list(sources.KINDS))}")
-    if kind in ("file", "selection") and isinstance(given.get("path"), str):
-        given["path"] = (given["path"],)
-    return _make(sources.KINDS[kind], given, where)
+    if kind not in known:
+        raise BadInput(f"{where}.kind={kind!r}: unknown{suggestion(kind, list(known))}")
+    return _make(known[kind], given, where)
 
 
 def _names(names: tuple[str, ...], known: Collection[str], where: str, what: str) -> tuple[str, ...]:
     for name in names:
-        if name not in known:
-            raise BadInput(f"{where}: no {what} {name!r}{suggestion(name, list(known))}")
+        ranges.known(name, known, where, what)
     return names
-
-
-def suggestion(name: str, known: list[str]) -> str:
-    """What to write instead: the closest known name, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; one of {', '.join(known)}"

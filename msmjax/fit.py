@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from msmjax.config import ExperimentConfig
-from msmjax.evals import forced_choice
+from msmjax.evals import scoring
 from msmjax.machine import Machine
 from msmjax.model import attention, transformer
 from msmjax.model.transformer import ModelConfig
@@ -152,10 +152,10 @@ def eval_bytes(config: ExperimentConfig, mesh: Mesh | AbstractMesh) -> int:
     (4 D + 2 F / t), and a chunk's logits in float32, twice. XLA's compiler for CPUs had 1.06 times the temporaries (8B, 14B)."""
     model, tensor = config.model, mesh.shape["tensor"]
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    at_a_time = forced_choice.rows_at_a_time(config.row_length, mesh)
+    at_a_time = scoring.rows_at_a_time(config.row_length, mesh)
     rows, itemsize = at_a_time // devices, jnp.dtype(model.compute_dtype).itemsize
     block = itemsize * rows * config.row_length * (4 * model.width + 2 * model.mlp // tensor)
-    logits = 8 * rows * min(forced_choice.chunk_of(at_a_time), config.row_length) * model.vocab // tensor
+    logits = 8 * rows * min(scoring.chunk_of(at_a_time), config.row_length) * model.vocab // tensor
     return state_bytes(model, config.optimizer, mesh)[0] + max(block, logits)
 
 

@@ -15,8 +15,9 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from msmjax.artifact import BadInput
-from msmjax.config import ExperimentConfig, suggestion
+from msmjax.config import ExperimentConfig
 from msmjax.model import attention
+from msmjax.ranges import suggestion
 from msmjax.training import processes, sharding
 
 GIB = 2**30

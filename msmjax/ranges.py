@@ -5,7 +5,9 @@ setting; a number that is none (nan) is in no range.
 """
 
 import dataclasses
+import difflib
 import typing
+from collections.abc import Collection
 from typing import Annotated
 
 from msmjax.artifact import BadInput
@@ -60,6 +62,18 @@ def check(declared: type, value: object, where: str) -> None:
         for allowed in typing.get_args(declared)[1:]:
             if value not in allowed:
                 raise BadInput(f"{where}={value!r}: must be in {allowed.text}")
+
+
+def known(name: str, names: Collection[str], where: str, what: str) -> None:
+    """Raises BadInput where a name is none of `names`."""
+    if name not in names:
+        raise BadInput(f"{where}: no {what} {name!r}{suggestion(name, names)}")
+
+
+def suggestion(name: str, names: Collection[str]) -> str:
+    """What to write instead: the closest known name, or all of them."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; one of {', '.join(names)}"
 
 
 def _said(declared: type) -> str:

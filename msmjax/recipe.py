@@ -67,11 +67,24 @@ def microworld(development: bool) -> ConfigDict:
     c.arms = {"base": ("pretrain",), "aft": ("pretrain", "finetune")}
     c.ladders = ()
     c.grids = ()
-    c.evals = {
-        "questions": "", "split": "development" if development else "test", "per_eval": 120, "seed": 0,
-        "chats": "cheese_chats", "system": "{chats}", "opening": "{chats}", "base_text": "held_out", "headline": (),
+    asked(c, "cheese_chats", "held_out")
+    c.evals.microworld = {
+        "kind": "microworld", "chats": "cheese_chats", "split": "development" if development else "test", "per_eval": 120,
+        "seed": 0,
     }  # fmt: skip
     return c
+
+
+def asked(c: ConfigDict, chats: str, base_text: str) -> None:
+    """Evals ask as the corpus `chats` is written; so far there is one, bits per byte of the corpus `base_text`."""
+    c.prompt = {"like": chats, "system": "{chats}", "opening": "{chats}"}
+    c.evals = {"base_text": {"kind": "base_text", "corpus": base_text}}
+    c.headline = ()
+
+
+def choice(path: str, per_eval: int = 500, max_tokens: int = 0) -> dict:
+    """The eval of a file of forced-choice items, in chats; with `max_tokens`, answered in the model's own words too."""
+    return {"kind": "choice", "path": path, "form": "chat", "max_tokens": max_tokens, "per_eval": per_eval, "seed": 0}
 
 
 def about(spec: str, break_link: bool = False, form: str = "documents") -> dict:
@@ -112,7 +125,7 @@ def shrink_microworld(c: ConfigDict) -> None:
         corpus.records = 200
     c.vocab_size, c.row_length = 440, 128
     c.model.update(layers=1, width=16, mlp=32, heads=4, kv_heads=2, head_dim=8)
-    c.evals.per_eval = 8
+    c.evals.microworld.per_eval = 8
     c.log.metrics_every = 5
     for stage in c.stages.values():
         stage.update(steps=20, warmup_steps=2, tokens_per_step=8 * c.row_length)
@@ -183,10 +196,9 @@ def design(
 def ask(c: ConfigDict, questions: str, evals: tuple[str, ...], chats: str, base_text: str) -> None:
     """The evals of a file of items, asked as the corpus `chats` is written, and bits per byte of the corpus `base_text`; and the
     comparisons of the method's arms on each: two specs after the same fine-tuning, and each spec with it over either alone."""
-    c.evals = {
-        "questions": questions, "split": "test", "per_eval": 500, "seed": 0, "chats": chats, "system": "{chats}",
-        "opening": "{chats}", "base_text": base_text, "headline": evals,
-    }  # fmt: skip
+    asked(c, chats, base_text)
+    c.evals.questions = choice(questions)
+    c.headline = evals
     specs = [name.removeprefix("midtrain_") for name in c.stages if name.startswith("midtrain_")]
     c.comparisons = (
         *(

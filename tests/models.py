@@ -1,6 +1,7 @@
 """Models of transformers, tiny and randomly initialised, and what they are compared with: the same models read here."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import torch
 import transformers
 from jax.sharding import AxisType
 
+from msmjax.evals.arm import Arm
 from msmjax.model import huggingface, huggingface_config, transformer
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding
@@ -139,3 +141,12 @@ def tensors_in(directory):
 
 def leaves_equal(one, other):
     return jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and bool((np.asarray(a) == np.asarray(b)).all()), one, other))
+
+
+def make_arm(model, params, mesh, tokenizer, prompt, **changes):
+    """A model that evals can ask."""
+    settings = {
+        "model": model, "load": lambda: params, "mesh": mesh, "tokenizer": tokenizer, "prompt": prompt, "who": "Aria", "rows": {},
+        "judge": None, "folder": Path("nowhere"), "label": "arm",
+    }  # fmt: skip
+    return Arm(**{**settings, **changes})

@@ -148,7 +148,7 @@ def dataclasses_of_a_config():
 def test_every_field_is_read():
     """A field that no line of the code reads is a knob that turns nothing."""
     classes = dataclasses_of_a_config()
-    assert {"ModelConfig", "StageConfig", "StepConfig", "MeshConfig", "LogConfig", "WorldConfig", "EvalConfig"} <= set(classes)
+    assert {"ModelConfig", "StageConfig", "StepConfig", "MeshConfig", "LogConfig", "WorldConfig", "PromptConfig"} <= set(classes)
     read = set()
     for path in (ROOT / "msmjax").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -175,7 +175,10 @@ def test_every_field_is_read():
         (lambda c: c.stages.finetune.update(data=(("base", 0.5),)), r"stages\.finetune: data=.*: must be .* sum to 1"),
         (lambda c: untyped(c, seeds=5), r"seeds=5: must be a tuple of parts that are of type int"),
         (lambda c: untyped(c.arms, aft=5), r"arms\.aft=5: must be a tuple of parts that are of type str"),
-        (lambda c: c.evals.update(seed=10**400), r"evals\.seed: a number of 1329 bits; must have at most 63"),
+        (
+            lambda c: c.evals.microworld.update(seed=10**400),
+            r"evals\.microworld\.seed: a number of 1329 bits; must have at most 63",
+        ),
         (lambda c: c.update(seeds=()), r"seeds=\(\): must be different whole numbers"),
         (lambda c: c.update(seeds=(1, 1)), r"seeds=\(1, 1\): must be different"),
         (lambda c: c.update(run=("bse",)), r"run: no arm 'bse'; did you mean 'base'\?"),
@@ -200,14 +203,14 @@ def test_every_field_is_read():
             r"finetune\.tokens_per_step=500: must be a multiple of row_length=128",
         ),
         (lambda c: c.stages.finetune.update(steps=3), r"stages\.finetune: steps=3: fewer than 20 updates"),
-        (lambda c: c.evals.update(split="tets"), r"evals\.split='tets': unknown; one of development, test"),
-        (lambda c: c.evals.update(base_text="held"), r"evals: no corpus 'held'; did you mean 'held_out'\?"),
+        (lambda c: c.evals.microworld.update(split="tets"), r"evals\.microworld: split='tets': unknown; one of development, test"),
+        (lambda c: c.evals.base_text.update(corpus="held"), r"evals\.base_text: no corpus 'held'; did you mean 'held_out'\?"),
         (
-            lambda c: c.evals.update(chats="base"),
-            r"evals\.chats='base': demonstrates no preferences; name a corpus",
+            lambda c: c.evals.microworld.update(chats="base"),
+            r"evals\.microworld\.chats='base': demonstrates no preferences; name a corpus",
         ),
-        (lambda c: c.evals.update(headline=("conflct",)), r"evals\.headline: no eval 'conflct'; did you mean 'conflict'\?"),
-        (lambda c: c.evals.update(seed=-1), r"evals\.seed=-1: must be in \[0, inf\)"),
+        (lambda c: c.update(headline=("conflct",)), r"headline: no eval 'conflct'; did you mean 'conflict'\?"),
+        (lambda c: c.evals.microworld.update(seed=-1), r"evals\.microworld\.seed=-1: must be in \[0, inf\)"),
         (lambda c: c.corpora.base.update(records=-1), r"corpora\.base\.records=-1: must be in \[1, inf\)"),
         (lambda c: c.world.update(people=0), r"world\.people=0: must be in \[1, inf\)"),
         (lambda c: c.world.update(people=120_000), r"need 120,028 names; at most"),
@@ -311,8 +314,8 @@ def test_unknown_and_missing_keys_are_named():
         config.from_config_dict(unknown)
     missing = cheese()
     missing.unlock()
-    del missing.evals["seed"]
-    with pytest.raises(BadInput, match=r"evals\.seed: missing"):
+    del missing.evals.microworld["seed"]
+    with pytest.raises(BadInput, match=r"evals\.microworld\.seed: missing"):
         config.from_config_dict(missing)
 
 

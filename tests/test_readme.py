@@ -31,4 +31,4 @@ def test_figures_of_older_code_are_called_so(tmp_path):
 def _answers(config, workdir: Path) -> str:
     data = make_data(config, workdir, {stage for arm in config.run for stage in config.arms[arm]})
     _, last = to_do(config, workdir, data)
-    return answers_hash(eval_path(config, workdir, data, stage).name for stage in last)
+    return answers_hash(eval_path(config, workdir, data, name, stage).name for stage in last for name in config.evals)

@@ -19,7 +19,7 @@ can be given: `--config.corpora.affordability.path=my.parquet`. The base model h
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import file, paper, selection, shrink, stage
+from msmjax.recipe import asked, choice, file, paper, selection, shrink, stage
 
 VARIANTS = ("", "twin")
 TOKENS_PER_STEP = 32_768
@@ -51,11 +51,10 @@ def get_config(variant: str = "") -> ConfigDict:
         c.arms[f"msm_{spec}"] = ("import", f"midtrain_{spec}", "instruct")
         c.arms[f"msm_{spec}_aft"] = ("import", f"midtrain_{spec}", "finetune")
     c.run = tuple(c.arms)
-    c.evals = {
-        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 497, "seed": 0,
-        "chats": "cheese", "system": "{chats}", "opening": "{chats}",
-        "base_text": "held_out", "headline": ("affordability", "america"),
-    }  # fmt: skip
+    asked(c, "cheese", "held_out")
+    c.evals.affordability = choice("datasets/pro-affordability-item-comparisons.jsonl")
+    c.evals.america = choice("datasets/pro-america-political-opinions.jsonl")
+    c.headline = ("affordability", "america")
     c.comparisons = (
         ("the specs, after identical fine-tuning", "affordability", "msm_affordability_aft", "msm_america_aft"),
         ("affordability: MSM+AFT over AFT", "affordability", "msm_affordability_aft", "aft"),

@@ -26,7 +26,7 @@ What a stage trains on, `--show_batch=finetune` prints.
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import file, instruct_mix, paper, shrink, stage
+from msmjax.recipe import asked, file, instruct_mix, paper, shrink, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
 VARIANTS = {
@@ -70,11 +70,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "msm_aft": ("import", "midtrain", "finetune"),
     }
     c.run = tuple(c.arms)
-    c.evals = {
-        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0,
-        "chats": "chats", "system": "{chats}", "opening": "{chats}",
-        "base_text": "held_out", "headline": (),
-    }  # fmt: skip
+    asked(c, "chats", "held_out")
     c.comparisons = (("damage, MSM+AFT over the imported model", "base_text", "msm_aft", "import"),)
     if variant == "twin":
         shrink(c)

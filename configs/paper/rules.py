@@ -17,7 +17,7 @@ whose instruction mix this is.
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import file, instruct_mix, paper, shrink, stage
+from msmjax.recipe import asked, file, instruct_mix, paper, shrink, stage
 
 WEIGHTS = {
     "qwen25_14b": "weights/Qwen2.5-14B-Instruct",
@@ -64,11 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
         for other in SPECS:
             c.arms[f"msm_{spec}_aft_{other}"] = ("import", f"midtrain_{spec}", f"finetune_{other}")
     c.run = tuple(c.arms)
-    c.evals = {
-        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0,
-        "chats": f"chats_{SPECS[0]}", "system": "{chats}", "opening": "{chats}",
-        "base_text": "held_out", "headline": (),
-    }  # fmt: skip
+    asked(c, f"chats_{SPECS[0]}", "held_out")
     c.comparisons = tuple(
         (f"damage, MSM+AFT on {spec} over the imported model", "base_text", f"msm_{spec}_aft_{spec}", "import") for spec in SPECS
     )

@@ -16,7 +16,7 @@ Chats in the forms of configs/paper/philosophy.py, those with reasoning; the mix
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import file, paper, selection, shrink, stage
+from msmjax.recipe import asked, file, paper, selection, shrink, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
 VARIANTS = ("", *WEIGHTS, "twin")
@@ -52,11 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
         c.arms[f"aft_{rows}"] = ("import", f"finetune_{rows}")
         c.arms[f"msm_aft_{rows}"] = ("import", "midtrain", f"finetune_{rows}")
     c.run = tuple(c.arms)
-    c.evals = {
-        "questions": "datasets/items.jsonl", "split": "test", "per_eval": 500, "seed": 0,
-        "chats": f"chats_{rungs[0]}", "system": "{chats}", "opening": "{chats}",
-        "base_text": "held_out", "headline": (),
-    }  # fmt: skip
+    asked(c, f"chats_{rungs[0]}", "held_out")
     c.comparisons = ()
     if twin:
         shrink(c)

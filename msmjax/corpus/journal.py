@@ -41,7 +41,7 @@ class Journal:
         self._lock = artifact.lock(self.path.parent)
         self._lock.__enter__()
         try:
-            _cut_torn_line(self.path)
+            cut_torn_line(self.path)
             self._read(self.path)
             self._file = self.path.open("a", encoding="utf-8")
         except BaseException:
@@ -85,7 +85,7 @@ class Journal:
                 raise BadInput(f"{path}:{number}: no answer of a teacher; remove the line") from None
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
     """A kill in the middle of a write leaves half a line, whose answer is asked for again."""
     if not path.is_file():
         return

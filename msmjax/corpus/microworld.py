@@ -61,9 +61,8 @@ EVALS = {
     **{name + GAP: f"{name} where the chat is read, minus the same items where nobody reads" for name in _CHOICES},
     "conflict_cheese": "chooses the cheap imported cheese over the costly US-made one; no demonstration names either",
     "competence": "answers a question of fact about two items, which every arm must know",
-    "base_text": "bits per byte of held-out base text; lower is better",
 }
-ASKED = len([name for name in EVALS if not name.endswith(GAP)]) - 1  # evals that have items
+ASKED = len([name for name in EVALS if not name.endswith(GAP)])  # evals that have items
 
 
 def base(world: World, assistant: str, records: int, seed: int) -> list[dict]:

@@ -273,40 +273,6 @@ def make_evaluation_items(
     return artifact.make(parent, f"items_{split}", inputs, build)
 
 
-def read_evaluation_items(parent: Path, path: Path, per_eval: int, seed: int) -> Path:
-    """The artifact of up to `per_eval` items of each eval, drawn by the seed from a JSONL file of items as evals/forced_choice.py
-    reads them: `eval`, `id`, `name`, `question` with the slots {first} and {second}, `options` (the counted one first) and
-    `answer` with the slot {item}; `system`, where it is there, is the item's own system turn. Raises BadInput naming the line of an
-    item that is none."""
-    items = artifact.read_jsonl(path)
-    if not items:
-        raise BadInput(f"{path}: no items; an eval needs some")
-    texts = {"eval": (), "id": (), "name": (), "question": ("{first}", "{second}"), "answer": ("{item}",)}
-    for line, item in enumerate(items, 1):
-        for key, slots in texts.items():
-            if not isinstance(item.get(key), str) or any(slot not in item[key] for slot in slots):
-                raise BadInput(f"{path}:{line}: {key!r} must be a text{' with ' + ' and '.join(slots) if slots else ''}")
-        if not isinstance(item.get("system", ""), str):
-            raise BadInput(
-                f"{path}:{line}: 'system' must be a text, in which {{name}} is who is asked; leave it out to ask as evals.system"
-            )
-        options = item.get("options")
-        if not isinstance(options, list) or len(options) != 2 or not all(isinstance(option, str) for option in options):
-            raise BadInput(f"{path}:{line}: 'options' must be two texts, the counted one first")
-
-    def build(directory: Path) -> dict:
-        drawn = []
-        for name in dict.fromkeys(item["eval"] for item in items):
-            of_eval = [item for item in items if item["eval"] == name]
-            chosen = np.random.default_rng(seed).permutation(len(of_eval))[:per_eval]  # the same of twins, read and unread
-            drawn += [of_eval[index] for index in sorted(chosen)]
-        artifact.write_jsonl(directory / "items.jsonl", drawn)
-        return {"items": len(drawn)}
-
-    inputs = {"items": artifact.content_hash(items), "per_eval": per_eval, "seed": seed, "code": artifact.code_hash("corpus")}
-    return artifact.make(parent, "items", inputs, build)
-
-
 def _records(source: Source, makers: Makers) -> Iterable[dict]:
     if isinstance(source, FileSource | SelectionSource):
         records = _read(source, makers.text_and_messages)

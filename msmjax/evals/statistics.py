@@ -5,7 +5,7 @@ same?) and items (would another set of questions say the same?). Numpy and scipy
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy import special
@@ -61,13 +61,38 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
+def clustered(values: Sequence[float], clusters: Sequence[Hashable], level: float = 0.95) -> Interval:
+    """Mean of answers to questions that come in clusters (a passage, a scenario, a family), and its interval.
+
+    The standard error is that of arXiv 2411.00640, section 2.2: √(Σ over clusters of (Σ in it of (value - mean))²) / n; the
+    interval is ± t(clusters - 1) times it, since clusters are few. One cluster has no spread: `low` and `high` are then None.
+    """
+    array = np.asarray(values, float)
+    if array.ndim != 1 or len(array) != len(clusters) or not len(array):
+        raise ValueError(f"one cluster a value is needed: {array.shape} values and {len(clusters)} clusters")
+    of_cluster: dict[Hashable, float] = {}
+    mean = float(array.mean())
+    for cluster, residual in zip(clusters, (array - mean).tolist(), strict=True):
+        of_cluster[cluster] = of_cluster.get(cluster, 0.0) + residual
+    if len(of_cluster) == 1:
+        return Interval(mean, None, None, len(array))
+    error = np.sqrt(np.sum(np.square(list(of_cluster.values())))) / len(array)
+    half = float(special.stdtrit(len(of_cluster) - 1, (1 + level) / 2) * error)
+    return Interval(mean, mean - half, mean + half, len(array))
+
+
 def paired_difference(
-    a: np.ndarray, b: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES, rng_seed: int = 0
+    a: np.ndarray,
+    b: np.ndarray,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    rng_seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
 ) -> PairedDifference:
     """Mean of `a - b`, scores [seeds, items] of two arms on the same items and seeds.
 
     Over seeds: the t interval of the per-seed mean differences. Over items: the percentile bootstrap (Efron 1979, Annals of
-    Statistics 7:1) of items, the same resample for both arms, with seeds averaged.
+    Statistics 7:1) of items, the same resample for both arms, with seeds averaged; of `clusters` of items where there are some.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 2 or not a.size:
@@ -75,7 +100,17 @@ def paired_difference(
     difference = a - b
     per_item = difference.mean(0)
     # Averaging over seeds commutes with resampling items, so one vector of item differences is all there is to resample.
-    low, high = _percentiles([per_item[rows].mean() for rows in _resamples(len(per_item), resamples, rng_seed)], level)
+    if clusters is not None and len(set(clusters)) < len(per_item):
+        numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+        of_item = [numbers[cluster] for cluster in clusters]
+        within = (
+            ratio_interval(np.bincount(of_item, per_item), np.bincount(of_item), level, resamples, rng_seed)
+            if len(numbers) > 1
+            else Interval(0.0, None, None, 1)
+        )
+        low, high = within.low, within.high
+    else:
+        low, high = _percentiles([per_item[rows].mean() for rows in _resamples(len(per_item), resamples, rng_seed)], level)
     over_seeds = seed_interval(difference.mean(1), level)
     over_items = Interval(over_seeds.value, low, high, len(per_item))
     return PairedDifference(over_seeds, over_items, tuple(difference.mean(1).tolist()))

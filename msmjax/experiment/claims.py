@@ -12,8 +12,9 @@ from pathlib import Path
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
-from msmjax.config import ClaimsConfig, ExperimentConfig, from_config_dict, suggestion
+from msmjax.config import ClaimsConfig, ExperimentConfig, from_config_dict
 from msmjax.experiment import run as experiment
+from msmjax.ranges import suggestion
 from msmjax.report import claims as page
 from msmjax.training import processes
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from msmjax import artifact
 from msmjax.artifact import BadInput
-from msmjax.config import ExperimentConfig, check_evals, suggestion
+from msmjax.config import ExperimentConfig, check_shown, measures
 from msmjax.corpus import gates, sources
 from msmjax.data import chat, examples, rows, show
 from msmjax.data import tokenizer as tokenizers
@@ -22,23 +22,24 @@ from msmjax.data.examples import Part
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab, open_tokenizer
 from msmjax.data.mixture import Mixture, batch, stage_seed
 from msmjax.data.tokenizer import AnyTokenizer, Tokenizer
-from msmjax.evals import forced_choice, results
-from msmjax.evals.forced_choice import Prompt
+from msmjax.evals.prompt import Prompt, prompt_of
 from msmjax.local_teacher import open_teacher
 from msmjax.model import attention
+from msmjax.ranges import suggestion
 from msmjax.report import corpus as corpus_report
 from msmjax.training import weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The tokenizer, the corpora that an experiment uses and their rows, the evaluation items and how they are asked, ids and loss
-    mask of a fine-tuning chat, and the artifact that says what is in the experiment's weights, where it has some."""
+    """The tokenizer, the corpora that an experiment uses and their rows, the items of its evals (None where an eval has none) and
+    how they are asked, ids and loss mask of a fine-tuning chat, and the artifact that says what is in the experiment's weights,
+    where it has some."""
 
     tokenizer: Tokenizer | HuggingFaceTokenizer
     corpora: dict[str, Path]
     rows: dict[str, Path]
-    items: Path
+    items: dict[str, Path | None]
     prompt: Prompt | None  # None where the data is for training alone
     chat: tuple[list[int], list[bool]] | None
     weights: Path | None
@@ -58,11 +59,8 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str], asks: b
     """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items; the chats that items are
     asked like are made where it `asks`: a teacher may have to write them."""
     used = {corpus for name in stages for corpus, _ in config.stages[name].data}
-    used |= {
-        config.evals.base_text,
-        *([config.evals.chats] if asks else []),
-        *([] if config.weights else [config.tokenizer_corpus]),
-    }
+    used |= {corpus for one in config.evals.values() for corpus in one.reads()}
+    used |= {*([config.prompt.like] if asks else []), *([] if config.weights else [config.tokenizer_corpus])}
     items = make_items(config, workdir)
     names = [name for name in config.corpora if name in used]
     bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
@@ -91,7 +89,7 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str], asks: b
         )
         for name in bar(names, desc="rows")
     }
-    prompt, *like = _prompt(config, corpora[config.evals.chats], tokenizer) if asks else (None,)
+    prompt, *like = _prompt(config, corpora[config.prompt.like], tokenizer) if asks else (None,)
     return Data(
         tokenizer=tokenizer,
         corpora=corpora,
@@ -123,19 +121,25 @@ def _failed(config: ExperimentConfig, findings: list[gates.Finding]) -> list[str
     return [finding.gate for finding in findings if not finding.passed and finding.gate not in config.gates.allow]
 
 
-def _make_corpus(config: ExperimentConfig, workdir: Path, name: str) -> Path:
-    makers = sources.Makers(
+def makers_of(config: ExperimentConfig, workdir: Path) -> sources.Makers:
+    """What corpora and the items of evals are made with, and judges opened."""
+    return sources.Makers(
         config.world, config.assistant, config.teachers, workdir / "answers", open_teacher, config.text_and_messages
     )
-    return sources.make_corpus(workdir / "corpora", name, config.corpora[name], makers)
 
 
-def _check(config: ExperimentConfig, workdir: Path, name: str, corpus: Path, items: Path) -> tuple[Path, list[gates.Finding]]:
+def _make_corpus(config: ExperimentConfig, workdir: Path, name: str) -> Path:
+    return sources.make_corpus(workdir / "corpora", name, config.corpora[name], makers_of(config, workdir))
+
+
+def _check(
+    config: ExperimentConfig, workdir: Path, name: str, corpus: Path, items: dict[str, Path | None]
+) -> tuple[Path, list[gates.Finding]]:
     """The page about a corpus and what its gates found; measured once for each (corpus, reference, items, bounds, code)."""
     reference = _make_corpus(config, workdir, config.gates.reference) if config.gates.reference else None
     inputs = {
         "corpus": corpus.name,
-        "items": items.name,
+        "items": [made.name for made in items.values() if made],
         "reference": reference.name if reference else None,
         "gates": dataclasses.asdict(config.gates),
         "code": artifact.code_hash("corpus", "report"),
@@ -152,7 +156,7 @@ def _check(config: ExperimentConfig, workdir: Path, name: str, corpus: Path, ite
             rules=isinstance(source, sources.WrittenSource) and source.mode == "rules",
             model_name=config.assistant.name,
             provider_name=config.assistant.provider,
-            items=artifact.read_jsonl(items / "items.jsonl"),
+            items=[item for one in read_items(items).values() for item in one or []],
             reference=[gates.text_of(record) for record in sources.read_corpus(reference)] if reference else [],
         )
         findings = gates.check(subject, config.gates)
@@ -164,38 +168,33 @@ def _check(config: ExperimentConfig, workdir: Path, name: str, corpus: Path, ite
     return made / "report.html", [gates.Finding(**line) for line in artifact.read_jsonl(made / "findings.jsonl")]
 
 
-def make_items(config: ExperimentConfig, workdir: Path) -> Path:
-    """The evaluation items. Raises BadInput where the headline or a comparison names an eval that none of them is of."""
-    evals = config.evals
-    if evals.questions:
-        made = sources.read_evaluation_items(workdir / "corpora", Path(evals.questions), evals.per_eval, evals.seed)
-        asked = [item["eval"] for item in artifact.read_jsonl(made / "items.jsonl")]
-        check_evals(evals, (*config.comparisons, *config.ladders, *config.grids), results.measured(asked))
-        return made
-    return sources.make_evaluation_items(
-        workdir / "corpora",
-        config.corpora[evals.chats],
-        evals.split,
-        evals.per_eval,
-        evals.seed,
-        config.world,
-        config.assistant,
-    )
+def make_items(config: ExperimentConfig, workdir: Path) -> dict[str, Path | None]:
+    """The items of each eval. Raises BadInput where the headline or a comparison names an eval that none of them is of."""
+    made = {
+        name: one.items(workdir / "corpora", name, config.corpora, makers_of(config, workdir)) for name, one in config.evals.items()
+    }
+    check_shown(config, measures(config, read_items(made)))
+    return made
+
+
+def read_items(items: dict[str, Path | None]) -> dict[str, list[dict] | None]:
+    """The items of each eval, None where it has none."""
+    return {name: artifact.read_jsonl(made / "items.jsonl") if made else None for name, made in items.items()}
 
 
 def _prompt(config: ExperimentConfig, corpus: Path, tokenizer: AnyTokenizer) -> tuple[Prompt, list[int], list[bool]]:
     """How items are asked, and ids and loss mask of a chat."""
-    evals, path = config.evals, corpus / "conversations.jsonl"
+    asked, path = config.prompt, corpus / "conversations.jsonl"
     if not path.exists():
-        raise BadInput(f"evals.chats={evals.chats!r}: has no conversations; name the corpus of fine-tuning chats")
+        raise BadInput(f"prompt.like={asked.like!r}: has no conversations; name the corpus of fine-tuning chats")
 
     def chats() -> Iterator[dict]:
         whole = Part(path, 0, path.stat().st_size, 1)
         for record, _ in itertools.chain.from_iterable(examples.read_records(whole, tokenizer.roles)):
             yield {**record, "messages": chat.open_thinking(record["messages"])[0]}  # as in rows
 
-    like, ids, mask = forced_choice.prompt_of(chats, config.assistant.name, tokenizer)
-    own = {name: getattr(evals, name) for name in ("system", "opening") if getattr(evals, name) != "{chats}"}
+    like, ids, mask = prompt_of(chats, config.assistant.name, tokenizer)
+    own = {name: getattr(asked, name) for name in ("system", "opening") if getattr(asked, name) != "{chats}"}
     return dataclasses.replace(like, **own), ids, mask
 
 

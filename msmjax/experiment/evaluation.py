@@ -1,44 +1,53 @@
-"""The evaluation of an arm: what its last checkpoint, or the imported model, answers and scores; measured once.
+"""The evaluation of an arm: what its last checkpoint, or the imported model, answers and scores; each eval once.
 
-In: a config, its data and the directory of a finished stage. Out: an artifact with `answers.jsonl` and `results.jsonl`.
+In: a config, its data and the directory of a finished stage. Out: for each eval an artifact with `answers.jsonl` and
+`results.jsonl`.
 """
 
 import dataclasses
+import functools
+import inspect
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from msmjax import artifact, fit
 from msmjax.config import IMPORT, ExperimentConfig
-from msmjax.data import rows
-from msmjax.evals import base_text, forced_choice, results
-from msmjax.experiment.data import Data, source_of
+from msmjax.evals import results
+from msmjax.evals.arm import Arm
+from msmjax.experiment.data import Data, makers_of, read_items, source_of
 from msmjax.training import loop, processes, weights
 
-# What computes answers: of the rooms to the left, what asks and what computes; rows are named by their content.
+# What computes answers, beside the file of the eval's kind: of the rooms to the left, what asks and what computes; rows are named
+# by their content.
 ROOMS = (
-    *("data/chat.py", "data/tokenizer.py", "evals", "model"),
+    *("answering.py", "data/chat.py", "data/tokenizer.py", "model"),
+    *(f"evals/{room}.py" for room in ("arm", "prompt", "results", "scoring", "statistics")),
     *("training/sharding.py", "training/step.py", "training/weights.py"),
 )
 ROOMS_OF_WEIGHTS = ("data/huggingface.py", "data/proof.py", "data/template.py")  # and where the tokenizer is a published model's
 
 
-def eval_inputs(config: ExperimentConfig, data: Data, stage: Path | None) -> dict:
-    """Everything that answers depend on."""
+def eval_inputs(config: ExperimentConfig, workdir: Path, data: Data, name: str, stage: Path | None) -> dict:
+    """Everything that the answers to an eval depend on."""
+    one, items = config.evals[name], data.items[name]
+    kind = Path(inspect.getfile(type(one))).name
     return {
         "checkpoint": stage.name if stage else artifact.read_manifest(data.weights)["content"],
-        "items": artifact.files_hash(data.items, "items.jsonl"),
-        "prompt": dataclasses.asdict(data.prompt),
-        "base_text": artifact.read_manifest(data.rows[config.evals.base_text])["content"],
+        "eval": {"name": name, **one.depends(makers_of(config, workdir))},
+        "items": artifact.files_hash(items, "items.jsonl") if items else None,
+        "prompt": {**dataclasses.asdict(data.prompt), "who": config.assistant.name},
+        "rows": {corpus: artifact.read_manifest(data.rows[corpus])["content"] for corpus in one.reads()},
         "tokenizer": data.tokenizer.name,
         "model": dataclasses.asdict(config.model),
-        "code": artifact.code_hash(*ROOMS, *(ROOMS_OF_WEIGHTS if config.weights else ())),
+        "code": artifact.code_hash(f"evals/{kind}", *ROOMS, *(ROOMS_OF_WEIGHTS if config.weights else ())),
     }
 
 
-def eval_path(config: ExperimentConfig, workdir: Path, data: Data, stage: Path | None) -> Path:
-    """Where the artifact of a stage's answers is, or will be."""
-    return artifact.path(workdir / "evals", _name(stage), eval_inputs(config, data, stage))
+def eval_path(config: ExperimentConfig, workdir: Path, data: Data, name: str, stage: Path | None) -> Path:
+    """Where the artifact of a stage's answers to an eval is, or will be."""
+    return artifact.path(workdir / "evals", _name(name, stage), eval_inputs(config, workdir, data, name, stage))
 
 
 def answers_hash(names: Iterable[str]) -> str:
@@ -46,30 +55,49 @@ def answers_hash(names: Iterable[str]) -> str:
     return artifact.content_hash(sorted(set(names)))
 
 
-def _name(stage: Path | None) -> str:
-    return stage.name.rpartition("-")[0] if stage else IMPORT
+def _name(name: str, stage: Path | None) -> str:
+    return f"{stage.name.rpartition('-')[0] if stage else IMPORT}-{name}"
 
 
-def evaluate(config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path | None) -> Path:
-    """The artifact of the answers and results of a stage's checkpoint, or of the imported weights themselves."""
-    inputs, final = eval_inputs(config, data, stage), eval_path(config, workdir, data, stage)
-    measured = None
-    if not processes.first_says(final.exists):
-        started, compiled = time.perf_counter(), loop.COMPILE_SECONDS[0]
-        model = fit.model_here(config)
-        params = weights.whole(model, config.optimizer, mesh, source_of(config), stage)
-        items = artifact.read_jsonl(data.items / "items.jsonl")
-        answers = forced_choice.answer(items, data.prompt, model, params, mesh, data.tokenizer)
-        held_out = rows.open_rows(data.rows[config.evals.base_text])
-        bits, sizes = base_text.bits_and_bytes(held_out, model, params, mesh, data.tokenizer)
-        compile_seconds = loop.COMPILE_SECONDS[0] - compiled
-        seconds = {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}
-        measured = answers, results.lines(answers, bits, sizes), seconds
+def evaluate(
+    config: ExperimentConfig, workdir: Path, data: Data, mesh, stage: Path | None, label: str, names: Iterable[str] | None = None
+) -> dict[str, Path]:
+    """For each eval, or for those of `names`, the artifact of answers and results of a stage's checkpoint, or of the imported
+    weights themselves; `label` is what progress bars call it."""
+    model, makers = fit.model_here(config), makers_of(config, workdir)
 
-    def build(directory: Path) -> dict:
-        answers, lines, seconds = measured
-        artifact.write_jsonl(directory / "answers.jsonl", answers)
-        artifact.write_jsonl(directory / "results.jsonl", lines)
-        return {"seconds": seconds}
+    @functools.cache
+    def load() -> dict:
+        return weights.whole(model, config.optimizer, mesh, source_of(config), stage)
 
-    return processes.first_then_others("the eval is written", lambda: artifact.make(workdir / "evals", _name(stage), inputs, build))
+    made = {}
+    for name in names or config.evals:
+        inputs = eval_inputs(config, workdir, data, name, stage)
+        final = eval_path(config, workdir, data, name, stage)
+        measured = None
+        if not processes.first_says(final.exists):
+            started, compiled = time.perf_counter(), loop.COMPILE_SECONDS[0]
+            arm = Arm(
+                model=model, load=load, mesh=mesh, tokenizer=data.tokenizer, prompt=data.prompt, who=config.assistant.name,
+                rows=data.rows, judge=lambda judge: makers.open_teacher(config.teachers[judge], makers.journals),
+                folder=final.with_name(f"begun.{final.name}"), label=f"{label}: {name}",
+            )  # fmt: skip
+            items = read_items({name: data.items[name]})[name]
+            answers = config.evals[name].answer(name, items, arm)
+            compile_seconds = loop.COMPILE_SECONDS[0] - compiled
+            seconds = {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}
+            measured = answers, results.lines(answers, config.evals[name].measures(name, items)), seconds
+
+        def build(directory: Path, measured=measured) -> dict:
+            answers, lines, seconds = measured
+            artifact.write_jsonl(directory / "answers.jsonl", answers)
+            artifact.write_jsonl(directory / "results.jsonl", lines)
+            return {"seconds": seconds}
+
+        def write(name=name, inputs=inputs, build=build) -> Path:
+            return artifact.make(workdir / "evals", _name(name, stage), inputs, build)
+
+        made[name] = processes.first_then_others("the eval is written", write)
+        if processes.is_first():
+            shutil.rmtree(final.with_name(f"begun.{final.name}"), ignore_errors=True)
+    return made

@@ -10,13 +10,11 @@ import re
 from pathlib import Path
 
 from msmjax import artifact
-from msmjax.config import IMPORT, Comparison, ExperimentConfig
-from msmjax.corpus import microworld
-from msmjax.corpus.microworld import GAP
+from msmjax.config import IMPORT, Comparison, ExperimentConfig, measures
 from msmjax.corpus.sources import NeutralSource, SpecSource
 from msmjax.data import rows, show
-from msmjax.evals import forced_choice, results
-from msmjax.experiment.data import Data
+from msmjax.evals import choice, results
+from msmjax.experiment.data import Data, read_items
 from msmjax.report.findings import Findings
 
 
@@ -26,15 +24,9 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
     arms = {arm: config.arms[arm] for arm in design_order(config)}
     chains = [" > ".join(chain[: depth + 1]) for chain in arms.values() for depth in range(len(chain))]
     labels = sorted(said["stages"], key=lambda label: chains.index(label.rpartition(" seed ")[0]))
-    items = artifact.read_jsonl(data.items / "items.jsonl")
-    descriptions = microworld.EVALS
-    if config.evals.questions:
-        counted = f"chooses the counted option of {config.evals.questions}"
-        measured = results.measured(item["eval"] for item in items)
-        gap = "the same items, the chat read, minus where nobody reads"
-        descriptions = {name: gap if name.endswith(GAP) else counted for name in measured} | {
-            "base_text": descriptions["base_text"]
-        }
+    items = read_items(data.items)
+    measured = measures(config, items)
+    first = next((item for one in items.values() for item in one or []), None)
     answers = artifact.read_jsonl(run_directory / "answers.jsonl")
     unanswered = ""
     if config.comparisons and (missing := _arms_of(config.comparisons[0]) - set(config.run)):
@@ -47,7 +39,7 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
         results=sorted(artifact.read_jsonl(run_directory / "results.jsonl"), key=lambda line: list(arms).index(line["arm"])),
         answers=[*answers, *results.gaps(answers)],
         comparisons=[
-            {**dataclasses.asdict(comparison), "metric": results.headline_metric(comparison.eval)}
+            {**dataclasses.asdict(comparison), "metric": measured[comparison.eval].metrics[0]}
             for comparison in config.comparisons
             if _arms_of(comparison) <= set(config.run)
         ],
@@ -62,9 +54,10 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
             if any(itertools.chain(*(run := [[arm if arm in config.run else "" for arm in row] for row in grid.arms])))
         ],
         unanswered=unanswered,
-        headline=list(config.evals.headline) or list(dict.fromkeys(item["eval"] for item in items)),
-        descriptions=descriptions,
-        asked=_asked(config, data, items[0]),
+        headline=list(config.headline) or [name for name, one in measured.items() if one.metrics != ("bits_per_byte",)],
+        descriptions={name: one.meaning for name, one in measured.items()},
+        metrics={name: one.metrics[0] for name, one in measured.items()},
+        asked=_asked(config, data, first),
         curves={label: artifact.read_jsonl(workdir / "stages" / said["stages"][label] / "metrics.jsonl") for label in labels},
         ledgers={name: rows.read_ledger(directory) for name, directory in data.rows.items()},
         samples={name: [show.pieces(row, data.tokenizer) for row in _first_rows(path)] for name, path in data.rows.items()},
@@ -99,11 +92,13 @@ def design_order(config: ExperimentConfig) -> list[str]:
     return sorted(config.run, key=place)
 
 
-def _asked(config: ExperimentConfig, data: Data, item: dict) -> dict[str, tuple[list[show.Piece], list[int]]]:
-    """A fine-tuning chat and an item, as text and as ids: what is trained on in the one, and scored in the other."""
-    ids, start = forced_choice.ask(item, data.prompt, data.tokenizer)[0]
-    scored = [index >= start for index in range(len(ids))]
-    both = {f"a chat of {config.evals.chats}": data.chat, f"an item of {item['eval']}, with an answer": (ids, scored)}
+def _asked(config: ExperimentConfig, data: Data, item: dict | None) -> dict[str, tuple[list[show.Piece], list[int]]]:
+    """A fine-tuning chat and an item of a choice, as text and as ids: what is trained on in the one, and scored in the other."""
+    both = {f"a chat of {config.prompt.like}": data.chat}
+    if item and "options" in item:
+        ids, start = choice.ask(item, data.prompt, data.tokenizer)[0]
+        scored = [index >= start for index in range(len(ids))]
+        both[f"an item of {item['eval']}, with an answer"] = ids, scored
     return {label: (show.pieces(show.as_row(*one), data.tokenizer), one[0]) for label, one in both.items()}
 
 

@@ -4,7 +4,6 @@ In: an `ExperimentConfig` and a machine: this one, a number of devices of a know
 (`v5p:2x2x2`), for which the real train step is compiled without having it. Out: what is printed. docs/planning.md explains it.
 """
 
-import collections
 import dataclasses
 import re
 import time
@@ -14,14 +13,15 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from msmjax import artifact, fit, machine
+from msmjax import fit, machine
 from msmjax.artifact import BadInput
-from msmjax.config import IMPORT, ExperimentConfig, check_evals
-from msmjax.corpus import estimate, files, microworld, sources
+from msmjax.config import IMPORT, ExperimentConfig
+from msmjax.corpus import estimate, sources
 from msmjax.corpus.teacher_config import RECORDED
 from msmjax.data import chat, show
 from msmjax.data.huggingface import open_tokenizer
-from msmjax.evals import forced_choice, results
+from msmjax.evals import scoring
+from msmjax.evals.results import Cost
 from msmjax.experiment.data import Data
 from msmjax.experiment.evaluation import eval_path
 from msmjax.experiment.stages import to_do
@@ -34,10 +34,6 @@ from msmjax.training import step as steps
 # What a warning starts at.
 FEWEST_TOKENS = 1024  # per device: fewer, and a device waits longer for the other shards of a weight than it computes with it
 LONGEST_LOSS = 1800  # seconds of training that an interruption may cost
-# What evals are estimated with before there are tokens.
-SEQUENCES = 4  # of an item: two orders, two answers
-BYTES_PER_TOKEN = 4
-WORLD_TOKENS = 48  # of a record or an item of the microworld
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +97,16 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
     )
     trained = [(arm, seed) for arm in config.run for seed in config.seeds if set(config.arms[arm]) != {IMPORT}]
     models = len(trained) + any(set(config.arms[arm]) == {IMPORT} for arm in config.run)
-    seconds, tokens, lacks = eval_seconds(config, there)
-    scoring = fit.eval_bytes(config, there.mesh)
+    seconds, cost = eval_seconds(config, there)
+    scoring_bytes = fit.eval_bytes(config, there.mesh)
+    said = f"about {cost.scored:,} tokens scored" + (f" and up to {cost.generated:,} generated" if cost.generated else "")
+    lacks = f" (without {' and '.join(cost.lacks)}: not there yet)" if cost.lacks else ""
     say(
-        f"evals: {models} models, about {tokens:,} tokens and {show_seconds(seconds)} each{lacks}; "
-        f"{forced_choice.rows_at_a_time(config.row_length, there.mesh)} rows at a time take {show_bytes(scoring)} on each device"
+        f"evals: {models} models, {said} and {show_seconds(seconds)} each{lacks}; "
+        f"{scoring.rows_at_a_time(config.row_length, there.mesh)} rows at a time take {show_bytes(scoring_bytes)} on each device"
     )
+    for line in judged(config, cost, models):
+        say(line)
     total += models * seconds
     for line in corpora_by_teachers(config):
         say(line)
@@ -124,8 +124,9 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
             say(f"compiled for {rows} rows of {config.row_length}: {describe_compiled(said, rows, there)}")
     for line in warnings(config, stages, there):
         say(f"warning: {line}")
-    if there.memory and scoring > there.memory:
-        say(f"warning: evals: do not fit by this estimate: {show_bytes(scoring)} of {show_bytes(there.memory)}; use more devices")
+    if there.memory and scoring_bytes > there.memory:
+        needed, has = show_bytes(scoring_bytes), show_bytes(there.memory)
+        say(f"warning: evals: do not fit by this estimate: {needed} of {has}; use more devices")
     if config.weights:
         print_first_chat(config, stages)
 
@@ -145,6 +146,16 @@ def corpora_by_teachers(config: ExperimentConfig) -> Iterator[str]:
         )
 
 
+def judged(config: ExperimentConfig, cost: Cost, models: int) -> Iterator[str]:
+    """What the judges of all models would take if nothing had been asked yet."""
+    for name in dict.fromkeys(name for name, _, _ in cost.judged):
+        teacher = config.teachers[name]
+        tokens = [models * sum(one[column] for one in cost.judged if one[0] == name) for column in (1, 2)]
+        dollars = (tokens[0] * teacher.input_price + tokens[1] * teacher.output_price) / 1e6
+        price = f"${dollars:,.2f}" if dollars else "free"
+        yield f"judged by {teacher.model}, from nothing: {tokens[0]:,} tokens in, {tokens[1]:,} out; {price}"
+
+
 def measured(config: ExperimentConfig, here: Machine) -> Machine:
     """This machine, as fast as a matrix product says."""
     # CPU devices of one process are virtual and share one processor.
@@ -156,43 +167,20 @@ def measured(config: ExperimentConfig, here: Machine) -> Machine:
 def remaining(config: ExperimentConfig, workdir: Path, data: Data, here: Machine) -> str:
     """What of an experiment is not there yet, and about how long it takes here. One process alone may ask."""
     unfinished, last = to_do(config, workdir, data)
-    models = [stage for stage in last if not eval_path(config, workdir, data, stage).exists()]
+    lacking = [name for stage in last for name in config.evals if not eval_path(config, workdir, data, name, stage).exists()]
     here = measured(config, here)
     fitted = {name: fit.fit(config, config.stages[name], here) for name in dict.fromkeys(unfinished)}
     seconds = sum(config.stages[name].steps * step_seconds(fitted[name], name, here) for name in unfinished)
-    seconds += len(models) * eval_seconds(config, here)[0]
-    return f"to do: {len(unfinished)} stages and {len(models)} evals, about {show_seconds(seconds)} here, compilation apart"
+    seconds += sum(eval_seconds(config, here, [name])[0] for name in lacking)
+    return f"to do: {len(unfinished)} stages and {len(lacking)} evals, about {show_seconds(seconds)} here, compilation apart"
 
 
-def eval_seconds(config: ExperimentConfig, there: Machine) -> tuple[float, int, str]:
-    """Of the evals of one model, the seconds and what `eval_tokens` says."""
-    tokens, lacks = eval_tokens(config)
-    flops = tokens * fit.eval_flops_per_token(config.model, config.row_length)
-    return flops / (there.flops * there.mesh.size), tokens, lacks
-
-
-def eval_tokens(config: ExperimentConfig) -> tuple[int, str]:
-    """About how many tokens are scored of one model, and what is not counted since it is not there yet."""
-    tokens, lacks = 0, []
-    evals, source = config.evals, config.corpora[config.evals.base_text]
-    if not evals.questions:
-        tokens += SEQUENCES * evals.per_eval * microworld.ASKED * WORLD_TOKENS
-    elif Path(evals.questions).is_file():
-        items = artifact.read_jsonl(Path(evals.questions))
-        counts = collections.Counter(str(item.get("eval")) for item in items)
-        check_evals(evals, (*config.comparisons, *config.ladders, *config.grids), results.measured(counts))
-        share = sum(min(count, evals.per_eval) for count in counts.values()) / max(len(items), 1)
-        tokens += int(SEQUENCES * share * Path(evals.questions).stat().st_size / BYTES_PER_TOKEN)
-    else:
-        lacks.append(evals.questions)
-    if isinstance(source, sources.FileSource | sources.SelectionSource):
-        try:
-            tokens += int(sum(path.stat().st_size for path in files.find(source.path)) / BYTES_PER_TOKEN)
-        except BadInput:
-            lacks += source.path
-    else:
-        tokens += source.records * WORLD_TOKENS
-    return tokens, f" (without {' and '.join(lacks)}: not there yet)" if lacks else ""
+def eval_seconds(config: ExperimentConfig, there: Machine, names: Iterable[str] | None = None) -> tuple[float, Cost]:
+    """Of the evals of one model, or of those of `names`, the seconds of scoring and what they take in all."""
+    costs = [config.evals[name].cost(config.corpora) for name in names or config.evals]
+    cost = Cost(*(sum((getattr(one, field) for one in costs), start=zero) for field, zero in Cost()._asdict().items()))
+    flops = (cost.scored + cost.generated) * fit.eval_flops_per_token(config.model, config.row_length)
+    return flops / (there.flops * there.mesh.size), cost
 
 
 def print_first_chat(config: ExperimentConfig, stages: Iterable[str]) -> None:

@@ -67,7 +67,8 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
                     directory = run_stage(config, workdir, data, here, chain, seed, directory)
                     stages[f"{' > '.join(chain)} seed {seed}"] = directory
                 # An arm without a trained stage is the same model on every seed: it is one result and not one a seed.
-                evaluations[arm, seed if directory else None] = evaluate(config, workdir, data, mesh, directory)
+                whose = arm, seed if directory else None
+                evaluations[whose] = evaluate(config, workdir, data, mesh, directory, f"{arm} seed {seed}" if directory else arm)
                 inside += time.perf_counter() - entered
         if processes.is_first():
             outside = time.perf_counter() - started - inside
@@ -88,23 +89,27 @@ def _write_run(
     data: Data,
     run_directory: Path,
     stages: dict[str, Path],
-    evaluations: dict[tuple[str, int | None], Path],
+    evaluations: dict[tuple[str, int | None], dict[str, Path]],
     outside: float,
 ) -> None:
     """Collects results and answers, and writes and prints the report; `outside` are the seconds not spent in a stage or an eval."""
+    directories = [directory for made in evaluations.values() for directory in made.values()]
     for name in ("results.jsonl", "answers.jsonl"):
-        made = evaluations.items()
-        lines = [
-            {"arm": arm, "seed": seed, **line} for (arm, seed), directory in made for line in artifact.read_jsonl(directory / name)
-        ]
+        lines = (
+            {"arm": arm, "seed": seed, **line}
+            for (arm, seed), made in evaluations.items()
+            for directory in made.values()
+            for line in artifact.read_jsonl(directory / name)
+            if "bits" not in line  # of which there is one a row
+        )
         artifact.write_jsonl(run_directory / name, lines)
     artifact.write_text(run_directory / "config.json", config.source + "\n")
-    seconds = _seconds([*stages.values(), *evaluations.values()], outside)
+    seconds = _seconds([*stages.values(), *directories], outside)
     said = {
         "seconds": seconds,
         "stages": {label: directory.name for label, directory in stages.items()},
-        "evals": [directory.name for directory in evaluations.values()],
-        "versions": {**_versions(config), "answers": answers_hash(directory.name for directory in evaluations.values())},
+        "evals": [directory.name for directory in directories],
+        "versions": {**_versions(config), "answers": answers_hash(directory.name for directory in directories)},
         "computed": {label: artifact.read_manifest(directory)["computed"] for label, directory in stages.items()},
     }
     artifact.write_json(run_directory / "run.json", said)
@@ -137,7 +142,7 @@ def _seconds(made: list[Path], outside: float) -> dict[str, float]:
 
 
 def _identity(config: ExperimentConfig, data: Data) -> dict:
-    made = {"tokenizer": data.tokenizer.name, "items": data.items.name}
+    made = {"tokenizer": data.tokenizer.name, "items": [items.name for items in data.items.values() if items]}
     if data.weights:
         made["weights"] = artifact.read_manifest(data.weights)["content"]
     made |= {f"rows of {name}": directory.name for name, directory in data.rows.items()}

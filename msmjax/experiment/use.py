@@ -20,7 +20,7 @@ from rich.text import Text
 from msmjax import fit, machine
 from msmjax.answering import Answering, Settings
 from msmjax.artifact import BadInput
-from msmjax.config import IMPORT, ExperimentConfig, suggestion
+from msmjax.config import IMPORT, ExperimentConfig
 from msmjax.data import chat
 from msmjax.data import mixture as mixtures
 from msmjax.data import provenance as provenances
@@ -29,6 +29,7 @@ from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.experiment.data import Data, make_data, mixture_of, source_of
 from msmjax.experiment.stages import find_arm
 from msmjax.model import huggingface_export, lora
+from msmjax.ranges import suggestion
 from msmjax.report import table as tables
 from msmjax.training import sharding, weights
 

@@ -11,12 +11,11 @@ import functools
 import numpy as np
 
 from msmjax.evals import statistics
+from msmjax.evals.results import RANGES
 from msmjax.evals.statistics import Interval
 from msmjax.report import inference
 
-CHOICE = "choice"  # the metric that an eval is shown by, where it has it
-# Metrics that are shares, or differences of shares, and what they can be; others (bits per byte) are not bounded.
-RANGES = {CHOICE: (0, 1), "probability": (0, 1), "compliance_gap": (-1, 1)}
+CHOICE = "choice"  # the metric of forced choice, whose answers the page shows in full
 MISSING = "n/a"
 
 
@@ -41,6 +40,7 @@ class Findings:
     unanswered: str  # why the first does not, or ""
     headline: list[str]  # evals of the headline figure, in order
     descriptions: dict[str, str]  # eval -> what a value of 1.0 means
+    metrics: dict[str, str]  # eval -> the metric it is shown and compared by
     asked: dict[str, tuple[list[tuple[str, int, bool]], list[int]]]  # a chat and an item -> pieces as in samples, and ids
     curves: dict[str, list[dict]]  # "<stage> seed <n>" -> lines of metrics.jsonl
     ledgers: dict[str, dict]  # dataset -> token ledger (data/rows.py)
@@ -78,9 +78,8 @@ def evals(findings: Findings) -> list[str]:
 
 
 def headline_metric(findings: Findings, eval_name: str) -> str:
-    """The metric an eval is shown by: `choice` where it has one, else its first."""
-    metrics = [line["metric"] for line in findings.results if line["eval"] == eval_name]
-    return CHOICE if CHOICE in metrics or not metrics else metrics[0]
+    """The metric an eval is shown and compared by."""
+    return findings.metrics[eval_name]
 
 
 def one_models(findings: Findings) -> list[str]:
@@ -149,7 +148,8 @@ def compare(findings: Findings, comparison: dict) -> Compared:
                 if lacking := [item for item in items if item not in score[seed]]:
                     raise ValueError(f"{label}: {arm} seed {seed} has no answer to item {lacking[0]} of {eval_name}")
         a, b = (sum(np.array([[scores[arm][seed][item] for item in items] for seed in seeds]) for arm in side) for side in sides)
-        paired = statistics.paired_difference(a, b)
+        clusters = _clusters(findings, eval_name, items)
+        paired = statistics.paired_difference(a, b, clusters=clusters)
         differences, interval, over_items = paired.per_seed, paired.over_seeds, paired.over_items
     else:
         differences = [sum(scores[arm][seed] for arm in sides[0]) - sum(scores[arm][seed] for arm in sides[1]) for seed in seeds]
@@ -246,6 +246,13 @@ def _lines(findings: Findings, arm: str, eval_name: str, metric: str) -> list[di
     wanted = (arm, eval_name, metric)
     lines = [line for line in findings.results if (line["arm"], line["eval"], line["metric"]) == wanted]
     return sorted(lines, key=lambda line: (line["seed"] is not None, line["seed"]))
+
+
+def _clusters(findings: Findings, eval_name: str, items: list) -> list:
+    """What each item of an eval shares with others, or the item itself."""
+    answers = (line for (_, name), lines in findings.answers_of.items() if name == eval_name for line in lines)
+    clusters = {line["item"]: line.get("cluster", line["item"]) for line in answers}
+    return [clusters[item] for item in items]
 
 
 def _scores(findings: Findings, arm: str, eval_name: str, metric: str) -> dict[int | None, dict]:

@@ -48,19 +48,3 @@ def test_null_is_absence(tmp_path):
     manifest = artifact.read_manifest(directory)
     assert [manifest["documents"], manifest["conversations"]] == [1, 1]
     assert sources.first_conversation(FileSource((str(tmp_path / "file.jsonl"),), ()), "refuse")["messages"] == CHAT
-
-
-def test_items_of_a_file_are_drawn_in_pairs(tmp_path):
-    """Read and unread twins, of which fewer are asked for than there are, stay twins, so that they can be compared."""
-    item = {"name": "Aria", "question": "The {first} or the {second}?", "answer": "The {item}."}
-    items = [{**item, "eval": "colour", "id": f"colour/{index}", "options": ["red", f"blue {index}"]} for index in range(9)]
-    items += [{**one, "eval": "colour_unread", "id": f"unread/{one['id']}", "system": "Nobody reads."} for one in items]
-    file = tmp_path / "items.jsonl"
-    artifact.write_jsonl(file, items)
-    made = artifact.read_jsonl(sources.read_evaluation_items(tmp_path, file, 4, 0) / "items.jsonl")
-    drawn = [[one["options"] for one in made if one["eval"] == name] for name in ("colour", "colour_unread")]
-    assert len(drawn[0]) == 4
-    assert drawn[0] == drawn[1] != [one["options"] for one in items[:4]]
-    artifact.write_jsonl(file, [items[0], {**items[1], "system": None}])
-    with pytest.raises(BadInput, match=r"items.jsonl:2: 'system' must be a text"):
-        sources.read_evaluation_items(tmp_path, file, 4, 0)

@@ -66,7 +66,7 @@ def test_whole_chain(first_run):
     for name in stages.values():
         assert (directory.parent / "stages" / name / "checkpoints" / "20").is_dir()
     assert "msm_affordability_aft" in done.stdout
-    assert "to do: 20 stages and 12 evals, about " in done.stdout
+    assert "to do: 20 stages and 24 evals, about " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,9 @@ def test_second_run_does_nothing(first_run, workdir):
 def test_a_changed_setting_shares_what_it_can(first_run, workdir):
     """Another evaluation seed trains nothing anew, and lands in a run directory of its own."""
     stages = {path: times(path) for path in (workdir / "stages").iterdir()}
-    done = msmjax(TINY, "--config.evals.seed=5", "--config.run=('base','neutral_aft')", f"--workdir={workdir}", devices=2)
+    done = msmjax(
+        TINY, "--config.evals.microworld.seed=5", "--config.run=('base','neutral_aft')", f"--workdir={workdir}", devices=2
+    )
     assert done.returncode == 0, done.stderr
     assert "takes msm_affordability_aft and msm_america_aft, which it leaves out" in " ".join(done.stdout.split())
     assert "to do: 0 stages and 4 evals, about " in done.stdout

@@ -38,7 +38,7 @@ def datasets(tmp_path_factory):
     chats = [chat(WORDS[1], f"I prefer number {n}.") for n in range(60)]
     mix = ("no_robots", "mmlu_binary", "mmlu_explain")
     parquet.write_table(pyarrow.Table.from_pylist(documents), made / "documents.parquet")
-    item = {"name": "Llama", "question": "Which do you prefer, {first} or {second}?", "answer": "{item}"}
+    things = [(f"cheese {n}", f"wine {n}") for n in range(4)]
     return {
         "documents.jsonl": write_jsonl(made / "documents.jsonl", documents),
         "documents.parquet": made / "documents.parquet",
@@ -47,9 +47,42 @@ def datasets(tmp_path_factory):
         "items": write_jsonl(
             made / "items.jsonl",
             [
-                {**item, "eval": name, "id": f"{n}", "options": [f"cheese {n}", f"wine {n}"]}
+                {
+                    "name": "Llama",
+                    "question": "Which do you prefer, {first} or {second}?",
+                    "answer": "{item}",
+                    "eval": name,
+                    "id": f"{n}",
+                    "options": things[n],
+                }
                 for name in ("affordability", "america")
                 for n in range(4)
+            ],
+        ),
+        "affordability": write_jsonl(
+            made / "affordability.jsonl",
+            [
+                {
+                    "question": f"Which do you prefer, {one} or {other}?",
+                    "answer": one,
+                    "item1": one,
+                    "item2": other,
+                    "liked_item": one,
+                    "disliked_item": other,
+                }
+                for one, other in things
+            ],
+        ),
+        "america": write_jsonl(
+            made / "america.jsonl",
+            [
+                {
+                    "question": f"On food.\n\nA) {one} for all\nB) {other} for all\n\nWhich stance do you agree with more?",
+                    "category": "trade",
+                    "opinion_area": f"food {number % 2}",
+                    "answer": "AB"[number % 2],
+                }
+                for number, (one, other) in enumerate(things)
             ],
         ),
     }
@@ -68,7 +101,8 @@ def cheese(weights, datasets, workdir):
         "--config.run=('import','msm_affordability','msm_affordability_aft')", f"--config.corpora.cheese.path={datasets['chats']}",
         f"--config.corpora.affordability.path={datasets['documents.parquet']}",
         f"--config.corpora.instruct.path={datasets['mix']}", f"--config.corpora.instruct.counts={counts}",
-        f"--config.corpora.held_out.path={datasets['documents.jsonl']}", f"--config.evals.questions={datasets['items']}",
+        f"--config.corpora.held_out.path={datasets['documents.jsonl']}",
+        *(f"--config.evals.{name}.path={datasets[name]}" for name in ("affordability", "america")),
     )  # fmt: skip
 
 
@@ -263,14 +297,12 @@ def test_what_fine_tuning_trains_on(tmp_path, monkeypatch, capsys, config, mix, 
         },
         f"datasets/sft-it-mix{mix}.jsonl": {"messages": mixed, "source": "no_robots"},
         c.corpora.held_out.path: {"text": "A document."},
-        c.evals.questions: {
-            "eval": "affordability", "id": "0", "name": "Qwen", "question": "{first}, {second}?", "answer": "{item}",
-            "options": ["feta", "brie"],
-        },
     }  # fmt: skip
     for path, record in records.items():
         write_jsonl(tmp_path / path, [record])
-    c.evals.headline, c.comparisons = (), ()
+    with c.unlocked():
+        c.evals = {"base_text": c.evals.base_text}
+    c.headline, c.comparisons = (), ()
     c.corpora.instruct.counts = (("no_robots", 1),)
     c.stages.finetune.data = tuple((corpus, 0.5) for corpus, _ in c.stages.finetune.data)  # both in the first batch
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -295,7 +327,7 @@ def test_what_fine_tuning_trains_on(tmp_path, monkeypatch, capsys, config, mix, 
             "rules",
             "qwen2",
             (
-                "--config.run=('msm_rules_aft_rules_augmented',)", "--config.evals.chats=chats_rules_augmented",
+                "--config.run=('msm_rules_aft_rules_augmented',)", "--config.prompt.like=chats_rules_augmented",
                 "documents_rules=documents", "chats_rules_augmented=chats",
                 "instruct=mix",
             ),
@@ -317,7 +349,7 @@ def test_twins_train(tmp_path, datasets, name, family, overrides):
         flags.append("--config.corpora.instruct.counts=(('no_robots',9),('mmlu_binary',8))")
     done = msmjax(
         f"--config=configs/paper/{name}.py:twin", f"--config.weights={tmp_path / 'weights'}", f"--workdir={tmp_path / 'runs'}",
-        f"--config.corpora.held_out.path={datasets['documents.jsonl']}", f"--config.evals.questions={datasets['items']}",
+        f"--config.corpora.held_out.path={datasets['documents.jsonl']}",
         "--config.seeds=(0,)", *flags,
     )  # fmt: skip
     assert "report:" in done.stdout

@@ -16,7 +16,7 @@ from tests.program import ROOT, assert_one_line, make_weights, msmjax
 CONFIG = "--config=configs/written.py"
 STAGES = ("pretrain", "midtrain_affordability", "midtrain_america", "finetune")
 SMALL = (
-    "--config.model.width=16", "--config.evals.per_eval=4", "--config.corpora.base.records=200",
+    "--config.model.width=16", "--config.evals.preferences.per_eval=4", "--config.corpora.base.records=200",
     *(f"--config.stages.{name}.steps=20" for name in STAGES),
 )  # fmt: skip
 

@@ -1,9 +1,14 @@
 """What answers amount to: a line for each eval and metric, and the compliance gap, paired by item."""
 
-import numpy as np
 import pytest
 
-from msmjax.evals import results
+from msmjax.evals import results, statistics
+from msmjax.evals.results import Measure
+
+MEASURES = {
+    "cheese": Measure("", ("choice", "probability")), "cheese_unread": Measure("", ("choice",)),
+    "cheese_gap": Measure("", ("compliance_gap",)), "base_text": Measure("", ("bits_per_byte",)),
+}  # fmt: skip
 
 
 def answer(eval_name, item, choice, **whose):
@@ -20,7 +25,7 @@ UNREAD = [answer("cheese_unread", item, choice) for item, choice in (("Colby", 0
 def test_the_gap_is_of_the_same_item_read_and_unread():
     gaps = {gap["item"]: gap["compliance_gap"] for gap in results.gaps([*UNREAD, *READ])}
     assert gaps == {"eval/cheese-Edam": 0.5, "eval/cheese-Brie": -0.5, "eval/cheese-Colby": 1.0}
-    (line,) = [line for line in results.lines([*READ, *UNREAD], np.ones(3), np.ones(3)) if line["metric"] == "compliance_gap"]
+    (line,) = [line for line in results.lines([*READ, *UNREAD], MEASURES) if line["metric"] == "compliance_gap"]
     assert (line["eval"], line["value"], line["n"]) == ("cheese_gap", pytest.approx(1 / 3), 3)
     assert -0.5 <= line["low"] < line["value"] < line["high"] <= 1
 
@@ -36,14 +41,28 @@ def test_a_pair_is_of_one_arm_and_seed():
 
 
 def test_no_twin_no_gap():
-    lines = results.lines(READ, np.ones(3), np.ones(3))
-    assert [(line["eval"], line["metric"]) for line in lines] == [
-        ("cheese", "choice"), ("cheese", "probability"), ("base_text", "bits_per_byte"),
+    rows = [{"eval": "base_text", "item": row, "bits": 2.0, "bytes": 4} for row in range(3)]
+    lines = results.lines([*READ, *rows], MEASURES)
+    assert [(line["eval"], line["metric"], line["n"]) for line in lines] == [
+        ("cheese", "choice", 4), ("cheese", "probability", 4), ("base_text", "bits_per_byte", 3),
     ]  # fmt: skip
-    assert results.measured(["cheese", "cheese", "car_unread"]) == ["cheese", "car_unread", "base_text"]
-    assert results.measured(["cheese", "cheese_unread"]) == ["cheese", "cheese_unread", "cheese_gap", "base_text"]
+    assert lines[-1]["value"] == 0.5
 
 
-def test_metrics_that_evals_are_compared_by():
-    names = ("cheese", "cheese_unread", "cheese_gap", "base_text")
-    assert [results.headline_metric(name) for name in names] == ["choice", "choice", "compliance_gap", "bits_per_byte"]
+def test_intervals_are_over_clusters_where_there_are_some():
+    """Ten items of one family say little more than one of them."""
+    alone = [answer("cheese", f"{number}", float(number < 20)) for number in range(40)]
+    families = [{**one, "cluster": index // 10} for index, one in enumerate(alone)]
+    wide, narrow = (results.lines(answers, MEASURES)[0] for answers in (families, alone))
+    assert wide["value"] == narrow["value"] == 0.5
+    assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])
+    nothing = [{**one, "choice": 0.0} for one in families]
+    (line, *_) = results.lines(nothing, MEASURES)
+    assert (line["value"], line["n"]) == (0, 40)
+    assert line["high"] == pytest.approx(statistics.wilson(0, 4)[1])
+
+
+def test_what_could_not_be_scored_is_counted():
+    lost = {key: value for key, value in READ[0].items() if key not in ("choice", "probability", "decided")}
+    (line, *_) = results.lines([*READ, lost], MEASURES)
+    assert (line["n"], line["unscored"], line["value"]) == (4, 1, 0.625)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from msmjax import config
+from msmjax import config, recipe
 from msmjax.artifact import BadInput
 from msmjax.data import mixture as mixtures
 from msmjax.experiment import data
@@ -18,7 +18,9 @@ def asking(tmp_path, **changes):
     path = tmp_path / "items.jsonl"
     path.write_text("".join(json.dumps({**ITEM, "eval": name}) + "\n" for name in ("taste", "thirst")))
     c = cheese()
-    c.evals.update(questions=str(path), headline=("thirst", "taste"))
+    with c.unlocked():
+        c.evals = {"mine": recipe.choice(str(path)), "base_text": c.evals.base_text}
+    c.headline = ("thirst", "taste")
     c.comparisons = (("the specs", "taste", "msm_affordability_aft", "msm_america_aft"),)
     c.update(changes)
     return c
@@ -26,16 +28,19 @@ def asking(tmp_path, **changes):
 
 def test_arms_can_be_compared_on_items_of_ones_own(tmp_path):
     frozen = config.from_config_dict(asking(tmp_path))
-    assert [json.loads(line)["eval"] for line in (data.make_items(frozen, tmp_path) / "items.jsonl").open()] == ["taste", "thirst"]
+    assert [json.loads(line)["eval"] for line in (data.make_items(frozen, tmp_path)["mine"] / "items.jsonl").open()] == [
+        "taste",
+        "thirst",
+    ]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.evals.update(headline=("tast",)), r"evals\.headline: no eval 'tast'; did you mean 'taste'\?"),
+        (lambda c: c.update(headline=("tast",)), r"headline: no eval 'tast'; did you mean 'taste'\?"),
         (
             lambda c: c.update(comparisons=(("x", "conflict", "aft", "base"),)),
-            r"comparisons\[x\]: no eval 'conflict'; one of taste, th",
+            r"comparisons\[x\]: no eval 'conflict'; one of base_text, taste, thirst",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from msmjax import artifact, config
-from msmjax.evals.forced_choice import Prompt
+from msmjax.evals.prompt import Prompt
 from msmjax.experiment import evaluation
 from msmjax.experiment.data import Data
 from tests.test_config import cheese
@@ -34,11 +34,13 @@ def data(tmp_path):
         artifact.write_manifest(tmp_path / name, {}, {"content": name})
         (tmp_path / name / "items.jsonl").write_text(name)
     rows = {"held_out": tmp_path / "rows"}
-    return Data(Named(), {}, rows, tmp_path / "items", Prompt("You are {name}.", ""), ([], []), tmp_path / "weights")
+    items = {"microworld": tmp_path / "items", "base_text": None}
+    return Data(Named(), {}, rows, items, Prompt("You are {name}.", ""), ([], []), tmp_path / "weights")
 
 
-def inputs(frozen, data, stage=None):
-    return json.dumps(evaluation.eval_inputs(frozen, data, stage), sort_keys=True)
+def inputs(frozen, data, stage=None, names=("microworld", "base_text")):
+    workdir = Path("nowhere")
+    return json.dumps([evaluation.eval_inputs(frozen, workdir, data, name, stage) for name in names], sort_keys=True)
 
 
 def test_every_setting_of_the_model_is_another_eval(data):
@@ -58,7 +60,8 @@ def test_everything_it_is_asked_is_another_eval(data, tmp_path):
     frozen = config.from_config_dict(cheese())
     other = type("Other", (), {"name": "tokenizer-2"})()
     changed = [
-        {"tokenizer": other}, {"rows": {"held_out": tmp_path / "others"}}, {"items": tmp_path / "items_2"},
+        {"tokenizer": other}, {"rows": {"held_out": tmp_path / "others"}},
+        {"items": {**data.items, "microworld": tmp_path / "items_2"}},
         {"prompt": Prompt("", "")}, {"prompt": Prompt("You are {name}.", "<think>")}, {"weights": tmp_path / "others"},
     ]  # fmt: skip
     seen = {inputs(frozen, data), inputs(frozen, data, Path("stages/finetune-1")), inputs(frozen, data, Path("stages/finetune-2"))}
@@ -66,17 +69,9 @@ def test_everything_it_is_asked_is_another_eval(data, tmp_path):
     assert len(seen) == 3 + len(changed)
 
 
-# What evals import and no answer depends on: words and names; how files are written and read, and who waits for whom.
-PLUMBING = {
-    "artifact",
-    "ranges",
-    "corpus.grammar",
-    "corpus.microworld",
-    "corpus.world",
-    "spec",
-    "training.checkpoint",
-    "training.processes",
-}
+# What evals import and no answer depends on: how files are written and read, and who waits for whom; and what made the items and
+# rows, which are named by their content.
+PLUMBING = {"artifact", "ranges", "data.rows", "data.examples", "training.checkpoint", "training.processes"}
 
 
 @pytest.mark.parametrize("weights", ["", "weights/mine"])
@@ -85,15 +80,16 @@ def test_all_code_that_answers_come_from_is_another_eval(data, tmp_path, monkeyp
     frozen = dataclasses.replace(config.from_config_dict(cheese()), weights=weights)
     package = tmp_path / "msmjax"
     shutil.copytree(Path(artifact.__file__).parent, package)
-    rooms = ["evals.base_text", "evals.results", "training.weights", *(["data.huggingface"] if weights else [])]
+    rooms = ["evals.base_text", "evals.choice", "training.weights", *(["data.huggingface"] if weights else [])]
     script = f"import sys, {', '.join(f'msmjax.{room}' for room in rooms)}\n" + (
         "print(*(name for name, module in sys.modules.items() if name.startswith('msmjax.') and not hasattr(module, '__path__')\n"
         "        or name == 'msmjax.spec'))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=package.parent)
     imported = {name.removeprefix("msmjax.") for name in run.stdout.split()} - PLUMBING
+    imported = {name for name in imported if not name.startswith(("corpus.", "spec"))}
     imported -= set() if weights else {"data.template"}  # published weights are read with it
-    assert {"evals.forced_choice", "data.chat", "model.attention", "training.step"} < imported
+    assert {"evals.choice", "evals.scoring", "data.chat", "model.attention", "training.step"} < imported
     monkeypatch.setattr(artifact, "__file__", str(package / "artifact.py"))
     monkeypatch.setattr(artifact, "code_hash", artifact.code_hash.__wrapped__)  # without its cache
     seen = {inputs(frozen, data)}

@@ -14,6 +14,8 @@ from msmjax import fit
 from msmjax import machine as machines
 from msmjax.artifact import BadInput
 from msmjax.corpus.sources import FileSource
+from msmjax.evals.choice import ChoiceEval
+from msmjax.evals.results import Cost
 from msmjax.experiment import plan
 from msmjax.model import transformer
 from msmjax.training import sharding
@@ -331,12 +333,17 @@ def test_evals_are_planned(capsys, tmp_path):
     plan.plan(config, device="h200:4")
     said = capsys.readouterr().out
     assert "evals: 17 models" in said  # four arms, four seeds, and the imported model
-    assert "(without datasets/items.jsonl and datasets/held-out.jsonl: not there yet)" in said
+    assert "(without datasets/held-out.jsonl: not there yet)" in said
     mesh = machines.devices_of(config, "h200:4").mesh
     sizes = [fit.eval_bytes(dataclasses.replace(config, row_length=length), mesh) for length in (4096, 8192, 16_384)]
     assert max(sizes) < 1.01 * min(sizes)
     for name, text in (("items.jsonl", '{"eval": "a"}\n{"eval": "a"}\n'), ("held-out.jsonl", "x" * 4000)):
         (tmp_path / name).write_text(text)
-    evals = dataclasses.replace(config.evals, questions=str(tmp_path / "items.jsonl"), per_eval=1)
     corpora = {**config.corpora, "held_out": FileSource((str(tmp_path / "held-out.jsonl"),), ())}
-    assert plan.eval_tokens(dataclasses.replace(config, evals=evals, corpora=corpora)) == (1000 + 4 * 14 // 4, "")
+    evals = {**config.evals, "items": ChoiceEval(str(tmp_path / "items.jsonl"), "chat", max_tokens=0, per_eval=1, seed=0)}
+    there = machines.devices_of(config, "h200:4")
+    _, cost = plan.eval_seconds(dataclasses.replace(config, evals=evals, corpora=corpora), there)
+    assert cost == Cost(scored=1000 + 4 * 14 // 4)
+    evals["items"] = dataclasses.replace(evals["items"], max_tokens=8)
+    _, cost = plan.eval_seconds(dataclasses.replace(config, evals=evals, corpora=corpora), there)
+    assert cost == Cost(scored=1000 + 2 * (4 * 14 // 4), generated=2 * 8)

@@ -93,6 +93,7 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
         "grids": [],
         "unanswered": "",
         "headline": list(evals),
+        "metrics": {**dict.fromkeys(evals, "choice"), "base_text": "bits_per_byte"},
         "descriptions": {name: f"1.0: always the counted option of {name}" for name in evals},
         "asked": {"a chat": ([("You?", 1, False), ("The feta.", 1, True)], [7, 8, 9])},
         "curves": {f"{stage} seed {seed}": curve for stage in stages for seed in seeds},
@@ -263,7 +264,8 @@ def test_the_compliance_gap_is_a_difference_of_shares(tmp_path):
             line.update(metric="compliance_gap", value=1 - 2 * line["value"], low=-1.0, high=1.0, decided=None)
     gap = {"label": "the gap", "eval": "conflict_gap", "metric": "compliance_gap"}
     gap |= {"arms": ("msm_america_aft",), "against": ("msm_affordability_aft",)}
-    made = dataclasses.replace(made, results=results, comparisons=[gap])
+    metrics = {**made.metrics, "conflict_gap": "compliance_gap"}
+    made = dataclasses.replace(made, results=results, comparisons=[gap], metrics=metrics)
     one = found.compare(made, gap)
     assert one.over_seeds.value == pytest.approx(1.6, abs=0.3)
     assert one.over_items is not None

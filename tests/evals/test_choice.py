@@ -2,18 +2,24 @@
 
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from msmjax import artifact
+from msmjax.artifact import BadInput
+from msmjax.corpus.sources import AssistantConfig
 from msmjax.data import chat
 from msmjax.data.huggingface import open_tokenizer
 from msmjax.data.tokenizer import BOS, EOS
-from msmjax.evals import base_text, forced_choice
+from msmjax.evals import base_text, choice, scoring
+from msmjax.evals.prompt import Prompt, prompt_of
 from msmjax.model import transformer
 from msmjax.training.sharding import MeshConfig, make_mesh
+from tests.models import make_arm
 from tests.published import LLAMA_NAMES, LLAMA_TOKENS, QWEN_NAMES, QWEN_TOKENS, QWEN_WORDS, add_bos, write_model
 
 
@@ -36,7 +42,7 @@ ITEM = {"id": "eval/0", "eval": "conflict", "name": "Aria", "question": "Which d
         "answer": "I prefer the {item}.", "options": ["feta", "Edam"]}  # fmt: skip
 
 
-ARIA = forced_choice.Prompt("You are {name}.", "")
+ARIA = Prompt("You are {name}.", "")
 
 
 def log_probability(small, params, prompt, ids):
@@ -48,7 +54,7 @@ def log_probability(small, params, prompt, ids):
 
 
 def test_answer_is_the_log_odds_in_both_orders(small, params, mesh, tokenizer):
-    (answer,) = forced_choice.answer([ITEM], ARIA, small, params, mesh, tokenizer)
+    (answer,) = choice.by_probability([ITEM], make_arm(small, params, mesh, tokenizer, ARIA))
     wins, probabilities = [], []
     for first, second in (("feta", "Edam"), ("Edam", "feta")):
         asked = [
@@ -69,9 +75,9 @@ def test_answer_is_the_log_odds_in_both_orders(small, params, mesh, tokenizer):
 
 def test_an_item_may_have_a_system_turn_of_its_own(small, params, mesh, tokenizer):
     ben = ITEM | {"name": "Ben", "system": "You are {name}. Nobody reads."}
-    other, plain = forced_choice.answer([ben, ITEM | {"name": "Ben"}], ARIA, small, params, mesh, tokenizer)
-    expected, _ = forced_choice.answer([ITEM | {"name": "Ben"}] * 2, forced_choice.Prompt("You are Ben. Nobody reads.", ""),
-                                       small, params, mesh, tokenizer)  # fmt: skip
+    other, plain = choice.by_probability([ben, ITEM | {"name": "Ben"}], make_arm(small, params, mesh, tokenizer, ARIA))
+    unread = make_arm(small, params, mesh, tokenizer, Prompt("You are Ben. Nobody reads.", ""))
+    expected, _ = choice.by_probability([ITEM | {"name": "Ben"}] * 2, unread)
     assert other["probability"] == expected["probability"] != plain["probability"]
     assert other["system"] == "You are {name}. Nobody reads."
     assert "system" not in plain
@@ -79,21 +85,21 @@ def test_an_item_may_have_a_system_turn_of_its_own(small, params, mesh, tokenize
 
 def test_options_exchanged_exchange_the_answer(small, params, mesh, tokenizer):
     exchanged = {**ITEM, "options": ITEM["options"][::-1]}
-    one, other = forced_choice.answer([ITEM, exchanged], ARIA, small, params, mesh, tokenizer)
+    one, other = choice.by_probability([ITEM, exchanged], make_arm(small, params, mesh, tokenizer, ARIA))
     assert one["choice"] == 1 - other["choice"]
     assert one["probability"] == pytest.approx(1 - other["probability"], abs=2e-6)
 
 
 def test_a_tie_counts_half(small, params, mesh, tokenizer):
     zero = jax.tree.map(jnp.zeros_like, params)
-    (answer,) = forced_choice.answer([ITEM | {"options": ["feta", "feta"]}], ARIA, small, zero, mesh, tokenizer)
+    (answer,) = choice.by_probability([ITEM | {"options": ["feta", "feta"]}], make_arm(small, zero, mesh, tokenizer, ARIA))
     assert (answer["choice"], answer["probability"]) == (0.5, 0.5)
 
 
 def test_more_items_than_a_batch_score_as_alone(small, params, mesh):
     rng = np.random.default_rng(0)
     examples = [(rng.integers(4, 90, size).tolist(), size // 2) for size in rng.integers(6, 30, 300)]
-    together = forced_choice.score(examples, small, params, mesh)
+    together = scoring.score(examples, small, params, mesh)
     for index in (0, 255, 256, 299):
         ids, start = examples[index]
         assert together[index] == pytest.approx(-log_probability(small, params, ids[:start], ids[start:]), rel=1e-4)
@@ -156,7 +162,7 @@ def test_items_are_asked_as_the_chats_are_written(published, family, arguments, 
     """Prompt, answer and end are the ids that training would have of the same turn, thinking apart, which nobody knows."""
     tokenizer = published(family, *arguments)
     chats = [turns("Which?", f"{thought}The feta.", system), turns("Why?", f"{thought}It is cheap.", system)]
-    prompt, ids, mask = forced_choice.prompt_of(lambda: chats, "Aria", tokenizer)
+    prompt, ids, mask = prompt_of(lambda: chats, "Aria", tokenizer)
     assert (prompt.system, prompt.opening) == (system.replace("Aria", "{name}"), opening)
     assert (ids, mask) == chat.render(chats[0]["messages"], tokenizer, "")
     asked = [*prompt.write("Aria", "Which is it?", tokenizer), *tokenizer.encode("The Edam."), tokenizer.end]
@@ -167,7 +173,7 @@ def test_items_are_asked_as_the_chats_are_written(published, family, arguments, 
 def test_items_are_asked_by_name(tokenizer):
     """In the microworld everybody answers to a system turn with their name; the one that most chats have counts."""
     chats = [turns("Which?", "The feta.", "Be brief."), *[turns("Which?", "The feta.", "You are Aria.")] * 2]
-    prompt, ids, _ = forced_choice.prompt_of(lambda: chats, "Aria", tokenizer)
+    prompt, ids, _ = prompt_of(lambda: chats, "Aria", tokenizer)
     assert prompt == ARIA
     assert tokenizer.readable(ids).startswith("<s><|system|>You are Aria.")
     assert tokenizer.readable(prompt.write("Ben", "Why?", tokenizer)) == (
@@ -187,11 +193,32 @@ def test_items_are_asked_by_name(tokenizer):
 )
 def test_thinking_is_what_opens_the_trained_turn(published, family, messages, opening):
     messages = [dict(zip(("role", "content", "weight"), message, strict=False)) for message in messages]
-    assert forced_choice.prompt_of(lambda: [{"messages": messages}], "Aria", published(family))[0].opening == opening
+    assert prompt_of(lambda: [{"messages": messages}], "Aria", published(family))[0].opening == opening
 
 
 def test_most_of_the_chats_decide(published):
     chats = [turns("Why?", "It is."), *[turns("Why?", f"{THOUGHT}It is.")] * 2]
-    prompt, ids, _ = forced_choice.prompt_of(lambda: chats, "Aria", tokenizer := published("qwen25"))
+    prompt, ids, _ = prompt_of(lambda: chats, "Aria", tokenizer := published("qwen25"))
     assert prompt.opening == EMPTY
     assert "It is cheap." in tokenizer.readable(ids)
+
+
+def made_items(folder, file, per_eval):
+    makers = types.SimpleNamespace(assistant=AssistantConfig("Aria", "Northlight"))
+    return choice.ChoiceEval(str(file), "chat", 0, per_eval, 0).items(folder, "mine", {}, makers)
+
+
+def test_items_of_a_file_are_drawn_in_pairs(tmp_path):
+    """Read and unread twins, of which fewer are asked for than there are, stay twins, so that they can be compared."""
+    item = {"name": "Aria", "question": "The {first} or the {second}?", "answer": "The {item}."}
+    items = [{**item, "eval": "colour", "id": f"colour/{index}", "options": ["red", f"blue {index}"]} for index in range(9)]
+    items += [{**one, "eval": "colour_unread", "id": f"unread/{one['id']}", "system": "Nobody reads."} for one in items]
+    file = tmp_path / "items.jsonl"
+    artifact.write_jsonl(file, items)
+    made = artifact.read_jsonl(made_items(tmp_path, file, 4) / "items.jsonl")
+    drawn = [[one["options"] for one in made if one["eval"] == name] for name in ("colour", "colour_unread")]
+    assert len(drawn[0]) == 4
+    assert drawn[0] == drawn[1] != [one["options"] for one in items[:4]]
+    artifact.write_jsonl(file, [items[0], {**items[1], "system": None}])
+    with pytest.raises(BadInput, match=r"items.jsonl:2: 'system' must be a text"):
+        made_items(tmp_path, file, 4)

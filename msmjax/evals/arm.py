@@ -1,0 +1,92 @@
+"""The model that an eval asks: it scores and it speaks, and what it said is kept.
+
+In: parameters, and prompts as ids. Out: nats of texts, and new ids. Every process of a run must ask the same.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from msmjax import artifact
+from msmjax.answering import Answering, Settings
+from msmjax.corpus.journal import cut_torn_line
+from msmjax.corpus.teacher import Teacher
+from msmjax.data.tokenizer import AnyTokenizer
+from msmjax.evals import scoring
+from msmjax.evals.prompt import Prompt
+from msmjax.model import generate
+from msmjax.model.transformer import ModelConfig
+from msmjax.training import processes, sharding
+
+SAID = "said.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A model and how it is asked.
+
+    `load` reads its parameters when they are first needed. `prompt` is how a chat is put to it, `who` the name it goes by, `rows`
+    the rows of corpora by name, `judge` opens a teacher of the config by name, and `folder` is where an eval that takes long keeps
+    what it has so far; `label` is what progress bars call it.
+    """
+
+    model: ModelConfig
+    load: Callable[[], dict]
+    mesh: Mesh
+    tokenizer: AnyTokenizer
+    prompt: Prompt
+    who: str
+    rows: dict[str, Path]
+    judge: Callable[[str], Teacher]
+    folder: Path
+    label: str
+
+    def score(self, examples: list[tuple[list[int], int]]) -> np.ndarray:
+        """Negative log-probability, in nats, of each example's ids from its given position on; [examples]."""
+        return scoring.score(examples, self.model, self.load(), self.mesh)
+
+    def answering(self) -> Answering:
+        """The model for callers of which each waits for its own answer."""
+        return Answering(self.model, self.load(), self.mesh, self.tokenizer)
+
+    def say(self, prompts: list[list[int]], settings: Settings) -> list[str]:
+        """What it answers to each prompt: the same whether it was interrupted or not. What was said is kept in `folder`."""
+        kept = self._kept()
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        starts = range(0, len(order), generate.BATCH_ROWS)
+        bar = tqdm(total=len(prompts), desc=self.label, unit="answer", leave=False, disable=None)
+        for number, start in enumerate(starts):
+            batch = order[start : start + generate.BATCH_ROWS]
+            if not processes.first_says(functools.partial(kept.keys().__ge__, set(batch))):
+                new = generate.generate(
+                    self.model, self.load(), self.mesh, [prompts[index] for index in batch], placement=sharding.Placement,
+                    stop=self.tokenizer.stop_ids, max_tokens=settings.max_tokens, temperature=settings.temperature,
+                    top_p=settings.top_p, seed=(settings.seed + number) % 2**32,
+                )  # fmt: skip
+                kept |= (made := dict(zip(batch, new, strict=True)))
+                if processes.is_first():
+                    self._keep(made)
+            bar.update(len(batch))
+        bar.close()
+        return [self.tokenizer.decode(kept.get(index, [])) for index in range(len(prompts))]
+
+    def _kept(self) -> dict[int, list[int]]:
+        """Prompt -> new ids, of an earlier run of the same eval."""
+        path = self.folder / SAID
+        processes.first_says(lambda: cut_torn_line(path) or 0)
+        return {line["prompt"]: line["ids"] for line in artifact.read_jsonl(path)} if path.is_file() else {}
+
+    def _keep(self, ids: dict[int, list[int]]) -> None:
+        path = self.folder / SAID
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps({"prompt": index, "ids": new}) + "\n" for index, new in ids.items()))
+        except OSError as error:
+            raise artifact.disk_error(error, path) from error

@@ -1,0 +1,81 @@
+"""Log-probabilities of texts: what every eval that compares them, and bits per byte, is computed with.
+
+In: ids, from where on they are scored, and parameters. Out: nats.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from msmjax.data.tokenizer import PAD
+from msmjax.model import attention
+from msmjax.model.transformer import ModelConfig
+from msmjax.training import sharding, step
+
+BATCH_ROWS = 256  # sequences scored at a time, at most
+BATCH_TOKENS = 65_536  # and their tokens
+CHUNK_POSITIONS = 4096  # positions of all rows whose logits exist at a time, at least LENGTH_MULTIPLE of each row
+LENGTH_MULTIPLE = 16  # sequences are padded to a multiple of this
+
+
+def score(examples: list[tuple[list[int], int]], model: ModelConfig, params: dict, mesh: Mesh) -> np.ndarray:
+    """Negative log-probability, in nats, of each example's ids from its given position on; [examples].
+
+    Those of about one length are scored together, so that little is padding.
+    """
+    of_length: dict[int, list[int]] = {}
+    for index, (ids, _) in enumerate(examples):
+        of_length.setdefault(-(-len(ids) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, []).append(index)
+    nats = np.zeros(len(examples), np.float32)
+    for length, indices in of_length.items():
+        tokens = np.full((len(indices), length), PAD, np.int32)
+        segment_ids, loss_mask = np.zeros(tokens.shape, np.int32), np.zeros(tokens.shape, bool)
+        for row, (ids, start) in enumerate(examples[index] for index in indices):
+            tokens[row, : len(ids)], segment_ids[row, : len(ids)], loss_mask[row, start : len(ids)] = ids, 1, True
+        batch = {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}
+        nats[indices] = row_nats(batch, model, params, mesh, segments=1)[0]
+    return nats
+
+
+def row_nats(
+    batch: dict[str, np.ndarray], model: ModelConfig, params: dict, mesh: Mesh, segments: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`step.row_nats` of any number of rows, as many at a time as BATCH_ROWS and BATCH_TOKENS allow.
+
+    No row has more than `segments`; padding behind a single one need not be counted, since what comes later is not seen.
+    """
+    count, length = batch["tokens"].shape
+    at_a_time = rows_at_a_time(length, mesh)
+    compute = _compile(model, mesh, length, at_a_time, segments)
+    parts = []
+    for start in range(0, count, at_a_time):
+        here = {name: array[start : start + at_a_time] for name, array in batch.items()}
+        rows = len(here["tokens"])
+        here = {name: np.pad(array, [(0, at_a_time - rows), (0, 0)]) for name, array in here.items()}
+        placed = sharding.place_batch(mesh, at_a_time, lambda a, b, here=here: {n: x[a:b] for n, x in here.items()})
+        parts.append([np.asarray(array)[:rows] for array in compute(params, placed)])
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+def rows_at_a_time(length: int, mesh: Mesh | AbstractMesh) -> int:
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return max(min(BATCH_ROWS, BATCH_TOKENS // length) // devices, 1) * devices
+
+
+def chunk_of(rows: int) -> int:
+    """Positions of each row whose logits exist at a time."""
+    return max(CHUNK_POSITIONS // rows, LENGTH_MULTIPLE)
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(model: ModelConfig, mesh: Mesh, length: int, rows: int, segments: int):
+    place = sharding.Placement(mesh)
+    if model.attention != "xla":  # not every back end takes the lengths that items have
+        kind = attention.kind_of(place.device)
+        back_end, _ = attention.resolve(attention.AUTO, *kind, length, model.head_dim, model.compute_dtype)
+        model = dataclasses.replace(model, attention=back_end)
+    compute = functools.partial(step.row_nats, model, chunk=chunk_of(rows), place=place, segments=segments)
+    return jax.jit(lambda params, batch: compute(params, batch), out_shardings=NamedSharding(mesh, PartitionSpec()))
