@@ -59,7 +59,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c = ConfigDict()
     c.name = "claims_tiny" if variant else "claims"
     c.question = "Which of the paper's claims hold in a world whose truth is known?"
-    c.seeds = (0, 1) if variant else tuple(range(10))
+    # 0 to 9 were looked at when the dose was found to be too high (LOG, 2026-11-28).
+    c.seeds = (0, 1) if variant else tuple(range(10, 20))
 
     def path(config: str) -> str:
         name, _, part = config.partition(":")

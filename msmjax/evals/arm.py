@@ -24,8 +24,6 @@ from msmjax.model import generate
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import processes, sharding
 
-SAID = "said.jsonl"
-
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -47,17 +45,32 @@ class Arm:
     folder: Path
     label: str
 
+    def ask(self, question: str, thinks: bool, system: str | None = None) -> list[int]:
+        """The ids of a question up to the answer; `system` stands for the prompt's. Who `thinks` has no empty block of thinking
+        behind it already."""
+        changes = {"system": system} if system is not None else {}
+        prompt = dataclasses.replace(self.prompt, **changes, **({"opening": ""} if thinks else {}))
+        return prompt.write(self.who, question, self.tokenizer)
+
     def score(self, examples: list[tuple[list[int], int]]) -> np.ndarray:
         """Negative log-probability, in nats, of each example's ids from its given position on; [examples]."""
-        return scoring.score(examples, self.model, self.load(), self.mesh)
+        return scoring.score(examples, self.model, self.load(), self.mesh)[0]
+
+    def score_greedily(self, examples: list[tuple[list[int], int]]) -> tuple[np.ndarray, np.ndarray]:
+        """As `score`; and whether each of those ids is the likeliest where it stands; two arrays [examples]."""
+        nats, misses = scoring.score(examples, self.model, self.load(), self.mesh, greedy=True)
+        return nats, misses == 0
 
     def answering(self) -> Answering:
         """The model for callers of which each waits for its own answer."""
         return Answering(self.model, self.load(), self.mesh, self.tokenizer)
 
-    def say(self, prompts: list[list[int]], settings: Settings) -> list[str]:
-        """What it answers to each prompt: the same whether it was interrupted or not. What was said is kept in `folder`."""
-        kept = self._kept()
+    def say(self, prompts: list[list[int]], settings: Settings, part: str = "said") -> list[str]:
+        """What it answers to each prompt, the same whether it was interrupted or not: what was said is kept in `folder`, each
+        `part` of an eval apart."""
+        path = self.folder / f"{part}.jsonl"
+        processes.first_says(lambda: cut_torn_line(path) or 0)
+        kept = {line["prompt"]: line["ids"] for line in artifact.read_jsonl(path)} if path.is_file() else {}
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         starts = range(0, len(order), generate.BATCH_ROWS)
         bar = tqdm(total=len(prompts), desc=self.label, unit="answer", leave=False, disable=None)
@@ -71,22 +84,17 @@ class Arm:
                 )  # fmt: skip
                 kept |= (made := dict(zip(batch, new, strict=True)))
                 if processes.is_first():
-                    self._keep(made)
+                    _keep(path, made)
             bar.update(len(batch))
         bar.close()
         return [self.tokenizer.decode(kept.get(index, [])) for index in range(len(prompts))]
 
-    def _kept(self) -> dict[int, list[int]]:
-        """Prompt -> new ids, of an earlier run of the same eval."""
-        path = self.folder / SAID
-        processes.first_says(lambda: cut_torn_line(path) or 0)
-        return {line["prompt"]: line["ids"] for line in artifact.read_jsonl(path)} if path.is_file() else {}
 
-    def _keep(self, ids: dict[int, list[int]]) -> None:
-        path = self.folder / SAID
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps({"prompt": index, "ids": new}) + "\n" for index, new in ids.items()))
-        except OSError as error:
-            raise artifact.disk_error(error, path) from error
+def _keep(path: Path, ids: dict[int, list[int]]) -> None:
+    """Writes new ids of prompts down."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps({"prompt": index, "ids": new}) + "\n" for index, new in ids.items()))
+    except OSError as error:
+        raise artifact.disk_error(error, path) from error

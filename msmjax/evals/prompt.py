@@ -72,3 +72,10 @@ def _opening(prompt: str, said: str) -> str:
 def _system_of(conversation: dict) -> str:
     first = conversation["messages"][0]
     return first["content"] if first["role"] == "system" else ""
+
+
+def spoken(text: str) -> str | None:
+    """What a model said, without its thinking; None where it was cut off while it thought."""
+    if "<think>" in text and "</think>" not in text:
+        return None
+    return text.rpartition("</think>")[2].strip()

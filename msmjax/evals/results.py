@@ -13,7 +13,13 @@ from msmjax.evals import statistics
 from msmjax.evals.statistics import Interval
 
 # What a metric can be, where it is a share or a difference of shares; others (bits per byte, scores) are not bounded.
-RANGES = {"choice": (0, 1), "probability": (0, 1), "complies": (0, 1), "compliance_gap": (-1, 1)}
+RANGES = {
+    **dict.fromkeys(("choice", "probability", "complies", "aware", "aware_words", "preferred"), (0, 1)),
+    **dict.fromkeys(("classifier_verdict", "harmful"), (0, 1)),  # of Inspect's agentic misalignment
+    **dict.fromkeys(("acc", "acc_norm", "exact_match"), (0, 1)),  # of lm-evaluation-harness
+    "compliance_gap": (-1, 1), "kappa": (-1, 1),
+}  # fmt: skip
+KEPT_AS = {"bits_per_byte": "bits", "kappa": "one"}  # metrics that are not the mean of what each answer has
 PAIRED = ("choice", "complies")  # what a compliance gap is a difference of
 
 
@@ -46,7 +52,7 @@ def lines(answers: list[dict], measures: dict[str, Measure]) -> list[dict]:
     for name, measure in measures.items():
         mine = of_eval.get(name, [])
         for metric in measure.metrics:
-            said = [answer for answer in mine if ("bits" if metric == "bits_per_byte" else metric) in answer]
+            said = [answer for answer in mine if KEPT_AS.get(metric, metric) in answer]
             if not said:
                 continue
             decided = [answer["decided"] for answer in said if "decided" in answer]
@@ -60,6 +66,8 @@ def lines(answers: list[dict], measures: dict[str, Measure]) -> list[dict]:
 def _interval(answers: list[dict], metric: str) -> Interval:
     if metric == "bits_per_byte":
         return statistics.ratio_interval([answer["bits"] for answer in answers], [answer["bytes"] for answer in answers])
+    if metric == "kappa":
+        return statistics.kappa([answer["one"] for answer in answers], [answer["other"] for answer in answers])
     values = np.array([answer[metric] for answer in answers], float)
     clusters = [answer.get("cluster", answer["item"]) for answer in answers]
     apart, value = len(set(clusters)), sum(values.tolist()) / len(values)

@@ -7,11 +7,12 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.data.tokenizer import PAD
-from msmjax.model import attention
+from msmjax.model import attention, transformer
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding, step
 
@@ -21,35 +22,38 @@ CHUNK_POSITIONS = 4096  # positions of all rows whose logits exist at a time, at
 LENGTH_MULTIPLE = 16  # sequences are padded to a multiple of this
 
 
-def score(examples: list[tuple[list[int], int]], model: ModelConfig, params: dict, mesh: Mesh) -> np.ndarray:
-    """Negative log-probability, in nats, of each example's ids from its given position on; [examples].
+def score(
+    examples: list[tuple[list[int], int]], model: ModelConfig, params: dict, mesh: Mesh, greedy: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-probability, in nats, of each example's ids from its given position on, and how many ids those are or, where
+    `greedy`, how many of them are not the likeliest; two arrays [examples].
 
     Those of about one length are scored together, so that little is padding.
     """
     of_length: dict[int, list[int]] = {}
     for index, (ids, _) in enumerate(examples):
         of_length.setdefault(-(-len(ids) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, []).append(index)
-    nats = np.zeros(len(examples), np.float32)
+    nats, counts = np.zeros(len(examples), np.float32), np.zeros(len(examples), np.int32)
     for length, indices in of_length.items():
         tokens = np.full((len(indices), length), PAD, np.int32)
         segment_ids, loss_mask = np.zeros(tokens.shape, np.int32), np.zeros(tokens.shape, bool)
         for row, (ids, start) in enumerate(examples[index] for index in indices):
             tokens[row, : len(ids)], segment_ids[row, : len(ids)], loss_mask[row, start : len(ids)] = ids, 1, True
         batch = {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}
-        nats[indices] = row_nats(batch, model, params, mesh, segments=1)[0]
-    return nats
+        nats[indices], counts[indices] = row_nats(batch, model, params, mesh, segments=1, greedy=greedy)
+    return nats, counts
 
 
 def row_nats(
-    batch: dict[str, np.ndarray], model: ModelConfig, params: dict, mesh: Mesh, segments: int
+    batch: dict[str, np.ndarray], model: ModelConfig, params: dict, mesh: Mesh, segments: int, greedy: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`step.row_nats` of any number of rows, as many at a time as BATCH_ROWS and BATCH_TOKENS allow.
+    """`step.row_nats` or `row_misses` of any number of rows, as many at a time as BATCH_ROWS and BATCH_TOKENS allow.
 
     No row has more than `segments`; padding behind a single one need not be counted, since what comes later is not seen.
     """
     count, length = batch["tokens"].shape
     at_a_time = rows_at_a_time(length, mesh)
-    compute = _compile(model, mesh, length, at_a_time, segments)
+    compute = _compile(model, mesh, length, at_a_time, segments, greedy)
     parts = []
     for start in range(0, count, at_a_time):
         here = {name: array[start : start + at_a_time] for name, array in batch.items()}
@@ -58,6 +62,27 @@ def row_nats(
         placed = sharding.place_batch(mesh, at_a_time, lambda a, b, here=here: {n: x[a:b] for n, x in here.items()})
         parts.append([np.asarray(array)[:rows] for array in compute(params, placed)])
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+def row_misses(
+    config: ModelConfig, params: dict, batch: dict[str, jax.Array], chunk: int, place=attention.ONE_DEVICE, segments: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """As `step.row_nats`, but what is counted is the supervised tokens that are not the likeliest; two [B].
+
+    Rows are of one segment.
+    """
+    x_BTD = transformer.forward(config, params, batch["tokens"], batch["segment_ids"], place, segments)
+    targets_BT = jnp.roll(batch["tokens"], -1, axis=1)
+    counts_BT = jnp.roll(batch["loss_mask"], -1, axis=1).at[:, -1].set(False)
+    nats_B, misses_B = jnp.zeros(len(x_BTD), jnp.float32), jnp.zeros(len(x_BTD), jnp.int32)
+    for start in range(0, x_BTD.shape[1], chunk):
+        here = slice(start, start + chunk)
+        logits_BTV = transformer.unembed(config, params, x_BTD[:, here]).astype(jnp.float32)
+        right_BT = jnp.take_along_axis(logits_BTV, targets_BT[:, here, None], axis=-1)[..., 0]
+        nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - right_BT
+        nats_B += jnp.sum(jnp.where(counts_BT[:, here], nats_BT, 0), axis=1)
+        misses_B += jnp.sum(counts_BT[:, here] & (jnp.argmax(logits_BTV, axis=-1) != targets_BT[:, here]), axis=1)
+    return nats_B, misses_B
 
 
 def rows_at_a_time(length: int, mesh: Mesh | AbstractMesh) -> int:
@@ -71,11 +96,13 @@ def chunk_of(rows: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _compile(model: ModelConfig, mesh: Mesh, length: int, rows: int, segments: int):
+def _compile(model: ModelConfig, mesh: Mesh, length: int, rows: int, segments: int, greedy: bool):
     place = sharding.Placement(mesh)
     if model.attention != "xla":  # not every back end takes the lengths that items have
         kind = attention.kind_of(place.device)
         back_end, _ = attention.resolve(attention.AUTO, *kind, length, model.head_dim, model.compute_dtype)
         model = dataclasses.replace(model, attention=back_end)
-    compute = functools.partial(step.row_nats, model, chunk=chunk_of(rows), place=place, segments=segments)
+    compute = functools.partial(
+        row_misses if greedy else step.row_nats, model, chunk=chunk_of(rows), place=place, segments=segments
+    )
     return jax.jit(lambda params, batch: compute(params, batch), out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -99,9 +99,15 @@ def test_a_tie_counts_half(small, params, mesh, tokenizer):
 def test_more_items_than_a_batch_score_as_alone(small, params, mesh):
     rng = np.random.default_rng(0)
     examples = [(rng.integers(4, 90, size).tolist(), size // 2) for size in rng.integers(6, 30, 300)]
-    together = scoring.score(examples, small, params, mesh)
+    together, counts = scoring.score(examples, small, params, mesh)
+    greedy, misses = scoring.score(examples, small, params, mesh, greedy=True)
+    np.testing.assert_allclose(greedy, together, rtol=1e-5)
     for index in (0, 255, 256, 299):
         ids, start = examples[index]
+        assert counts[index] == len(ids) - start
+        tokens = jnp.asarray([ids])
+        logits = transformer.unembed(small, params, transformer.forward(small, params, tokens, jnp.ones_like(tokens)))
+        assert misses[index] == np.sum(np.argmax(logits[0, start - 1 : -1], axis=-1) != np.array(ids[start:]))
         assert together[index] == pytest.approx(-log_probability(small, params, ids[:start], ids[start:]), rel=1e-4)
 
 
