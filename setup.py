@@ -37,6 +37,13 @@ TEACHER = [  # corpora written and judged by other models
     "openai>=2.8",  # what Inspect speaks to OpenAI-compatible servers with; other providers' packages are the user's choice
 ]
 
+INSPECT = [  # tasks of Inspect AI on arms
+    "inspect-ai>=0.3.250",
+    "inspect-evals>=0.20",
+]
+
+LM_EVAL = ["lm-eval>=0.4.9"]  # tasks of lm-evaluation-harness on arms
+
 setup(
     name="msmjax",
     version="0.1.0",
@@ -56,9 +63,13 @@ setup(
         "tpu": ["jax[tpu]"],  # jax's own extra pins the one libtpu that goes with the installed jax; on a CPU `--topology` needs it
         "huggingface": HUGGINGFACE,
         "teacher": TEACHER,
+        "inspect": INSPECT,
+        "lm-eval": LM_EVAL,
         "test": [
             *HUGGINGFACE,
             *TEACHER,
+            *INSPECT,
+            *LM_EVAL,
             "torch>=2.6",  # the peers that import, export, LoRA and generation are compared with need it
             "transformers>=5.0,<6",
             "peft>=0.17",

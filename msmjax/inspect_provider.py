@@ -30,6 +30,7 @@ from inspect_ai.tool import ToolCall, ToolChoice, ToolInfo
 
 from msmjax.answering import Answering, Settings
 from msmjax.artifact import BadInput
+from msmjax.corpus.teacher import Teacher
 from msmjax.data import chat
 
 MAX_TOKENS = 2048  # of an answer, where nobody says
@@ -52,9 +53,10 @@ class MsmjaxAPI(ModelAPI):
         base_url: str | None = None,
         api_key: str | None = None,
         config: GenerateConfig = GenerateConfig(),  # noqa: B008, Inspect's own default
+        answering: Answering | None = None,
     ):
         super().__init__(model_name, base_url, api_key, [], config)
-        self.answering = _open(model_name)
+        self.answering = answering or _open(model_name)
 
     def max_connections(self) -> int:
         return CONNECTIONS
@@ -92,6 +94,38 @@ class MsmjaxAPI(ModelAPI):
             choices.append(_choice(text, stop, tools, self.model_name))
         usage = ModelUsage(input_tokens=len(ids), output_tokens=count, total_tokens=len(ids) + count)
         return ModelOutput(model=self.model_name, choices=choices, usage=usage)
+
+
+@modelapi(name="msmjax_judge")
+class JudgeAPI(ModelAPI):
+    """A teacher that grades: what a task's grader is asked, and its answers, are in the teacher's journal and budget.
+
+    `failed` is what made the teacher stop, for whom Inspect would only have samples without a score.
+    """
+
+    def __init__(self, teacher: Teacher):
+        super().__init__(teacher.config.model, None, None, [], GenerateConfig())
+        self.teacher = teacher
+        self.failed: BadInput | None = None
+
+    def max_connections(self) -> int:
+        return self.teacher.config.concurrency
+
+    async def generate(
+        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
+    ) -> ModelOutput:
+        if tools:
+            raise BadInput(f"judge {self.model_name}: is asked in texts, and has no tools")
+        texts = [_text(message.content) for message in input]
+        prompt = texts[0] if len(texts) == 1 else "\n\n".join(f"{m.role}: {text}" for m, text in zip(input, texts, strict=True))
+        try:
+            found = await self.teacher.ask("a grader's question", prompt, str)
+        except BadInput as error:
+            self.failed = self.failed or error
+            raise
+        if found is None:
+            raise RuntimeError(f"judge {self.model_name}: gave no answer that can be used")
+        return ModelOutput.from_content(self.model_name, found[0])
 
 
 def _open(name: str) -> Answering:

@@ -9,6 +9,7 @@
     python -m msmjax.main --config=configs/cheese.py --provenance=msm_america_aft   # which records an arm reads, how often
     python -m msmjax.main --config=configs/cheese.py --talk=msm_america_aft     # a conversation with a trained arm
     python -m msmjax.main --config=configs/cheese.py --export=aft --to=out/aft   # for transformers, PEFT, vLLM
+    python -m msmjax.main --config=configs/cheese.py --eval=base_text --arms=aft:0   # one eval of trained arms
 
 Bad input is one line on standard error and exit code 2; a loss that is not finite, a line and 3. Once a run has begun, SIGTERM and
 Ctrl-C save what there is, and the exit codes are 75 and 130; a second Ctrl-C stops at once. The same command goes on from there.
@@ -54,6 +55,8 @@ _EXPORT = flags.DEFINE_string("export", None, "Write this trained arm, NAME or N
 _TO = flags.DEFINE_string("to", None, "With --export: the directory to make.")
 _MERGE = flags.DEFINE_bool("merge", False, "With --export: the adapter merged into the weights, as a whole model.")
 _COMPARE = flags.DEFINE_list("compare", None, "Norms of two trained arms' LoRA adapters and the cosine between them: ARM,ARM.")
+_EVAL = flags.DEFINE_list("eval", None, "Ask trained arms these evals, NAME,NAME, and print their results; train nothing.")
+_ARMS = flags.DEFINE_list("arms", None, "With --eval: NAME or NAME:SEED, several by commas; else all arms and seeds of the config.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several, as SLURM, a TPU VM or GKE say which.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0. It and the next two say where nothing else does.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
@@ -73,6 +76,8 @@ def main(argv: list[str]) -> None:
         raise BadInput(f"--{lost[0]}: says what to show of what an arm reads; give it with --provenance=ARM")
     if _BY.value is not None and _STEP.value is not None:
         raise BadInput("--by: --step shows every document of a step; leave one of them out")
+    if _ARMS.value is not None and _EVAL.value is None:
+        raise BadInput("--arms: says which arms are asked an eval; give it with --eval=NAME")
     if (_EXPORT.value is None) != (_TO.value is None):
         raise BadInput("--export, --to: one says which arm to write and the other where; give both")
     if _COMPARE.value is not None and len(_COMPARE.value) != 2:
@@ -108,6 +113,8 @@ def main(argv: list[str]) -> None:
         use.talk(frozen, workdir, _TALK.value, _TEMPERATURE.value, _TOP_P.value, _MAX_TOKENS.value)
     elif _EXPORT.value is not None:
         use.export(frozen, workdir, _EXPORT.value, Path(_TO.value), _MERGE.value)
+    elif _EVAL.value is not None:
+        use.ask_evals(frozen, workdir, _EVAL.value, _ARMS.value)
     elif _COMPARE.value is not None:
         use.compare(frozen, workdir, *_COMPARE.value)
     else:
@@ -120,7 +127,7 @@ def _claims(claims, workdir: Path) -> None:
     from msmjax.experiment import claims as answers
     from msmjax.experiment import plan
 
-    of_one = (_SHOW_BATCH, _CHECK, _PROVENANCE, _TALK, _EXPORT, _COMPARE)
+    of_one = (_SHOW_BATCH, _CHECK, _PROVENANCE, _TALK, _EXPORT, _EVAL, _COMPARE)
     if given := [flag.name for flag in of_one if flag.value is not None]:
         raise BadInput(f"--{given[0]}: is of one experiment; give it with --config={claims.claims[0].config}")
     experiments = answers.load(claims)

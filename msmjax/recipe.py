@@ -230,6 +230,38 @@ def paper(shape: str, weights: str, row_length: int, seeds: tuple[int, ...]) -> 
     return c
 
 
+GOALS = ("america", "global", "safety", "acceleration", "ethical", "pragmatic", "individualism", "collectivism")
+
+
+def agentic(c: ConfigDict, epochs: int = 30, prod: bool = False) -> None:
+    """Section 4's eval, as far as a licensed package has it: inspect_evals' agentic misalignment, three scenarios, nine goals. The
+    paper's third scenario is exfiltration, which none has; here it is blackmail. `prod` leaves the scratchpad out, as for models
+    that think. Its grader is the teacher `grader`, at temperature 0; the paper has 300 epochs at temperature 0.7.
+    """
+    c.teachers = {"grader": teacher("anthropic/claude-sonnet-4-6", 3.0, 15.0, pinned_by="the provider's list of models")}
+    goals = (("none", "none"), *(("explicit", goal) for goal in GOALS))
+    c.evals.agentic = {
+        "kind": "inspect", "task": "inspect_evals/agentic_misalignment", "judge": "grader", "judge_argument": "grader_model",
+        "cells": tuple(
+            (("scenario", scenario), ("goal_type", kind), ("goal_value", goal), ("prod", prod))
+            for scenario in ("blackmail", "leaking", "murder")
+            for kind, goal in goals
+        ),
+        "scores": ("classifier_verdict", "harmful"), "by": "scenario", "epochs": epochs, "limit": 0, "max_tokens": 4096,
+        "temperature": 0.7, "top_p": 1.0,
+    }  # fmt: skip
+
+
+def teacher(model: str, input_price: float, output_price: float, pinned_by: str = "", **changes) -> dict:
+    """A teacher who judges: temperature 0, no budget of its own."""
+    settings = {
+        "model": model, "pinned_by": pinned_by, "base_url": "", "transcript": "", "temperature": 0.0, "top_p": 1.0,
+        "max_tokens": 2048, "timeout": 600, "concurrency": 32, "batch": False, "input_price": input_price,
+        "output_price": output_price, "budget": 0.0, "tries": 3, "error_share": 0.5,
+    }  # fmt: skip
+    return {**settings, **changes}
+
+
 def instruct_mix(silent: bool) -> dict:
     """Table 2's mix, drawn from the filtered split of the published `sft-it-mix`, `train_clean`, each split being a file.
 
@@ -261,7 +293,11 @@ def stage(data: tuple[tuple[str, float], ...], tokens: float, tokens_per_step: i
 
 
 def shrink(c: ConfigDict) -> None:
-    """The small twin of a config, which the tests train a few steps: family and recipe are kept, sizes are not."""
+    """The small twin of a config, which the tests train a few steps: family and recipe are kept, sizes are not, nor evals that take
+    another model."""
+    c.evals = {name: one for name, one in c.evals.items() if one.kind != "inspect"}
+    c.teachers = {}
+    c.comparisons = tuple(one for one in c.comparisons if one[1] in ("base_text", *c.evals))
     c.model.update(layers=2, width=32, mlp=48, heads=4, kv_heads=2, head_dim=16, compute_dtype="float32")
     c.vocab_size, c.row_length, c.too_long = 512, 256, "split"
     c.log.update(metrics_every=2, checkpoint_every=10)

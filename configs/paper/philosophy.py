@@ -5,7 +5,7 @@ Steps are of 65,536 tokens, as the replication that reproduced the section used:
 fine-tuning with reasoning (9,963 chats of 8.3M tokens and the 10,000 rows of table 2), 160 without (5.4M).
 
 Expected agentic misalignment (figure 4, four seeds), Qwen2.5 and Qwen3: baseline .68 .54, MSM .53 .32, AFT without reasoning .70
-.41 and with .48 .14, MSM+AFT without .22 .10 and with .05 .07. That eval is not part of this run: export the arms and serve them.
+.41 and with .48 .14, MSM+AFT without .22 .10 and with .05 .07. Here the eval is inspect_evals', without exfiltration.
 The baseline is the instruction mix alone and not the bare model, which is .56 on Qwen2.5.
 
     python -m msmjax.main --config=configs/paper/philosophy.py:qwen3_32b_cot --config.weights=weights/Qwen3-32B
@@ -26,7 +26,7 @@ What a stage trains on, `--show_batch=finetune` prints.
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import asked, file, instruct_mix, paper, shrink, stage
+from msmjax.recipe import agentic, asked, file, instruct_mix, paper, shrink, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
 VARIANTS = {
@@ -71,7 +71,12 @@ def get_config(variant: str = "") -> ConfigDict:
     }
     c.run = tuple(c.arms)
     asked(c, "chats", "held_out")
-    c.comparisons = (("damage, MSM+AFT over the imported model", "base_text", "msm_aft", "import"),)
+    agentic(c, prod=shape.startswith("qwen3"))
+    c.comparisons = (
+        ("MSM+AFT over AFT", "agentic", "msm_aft", "aft"),
+        ("MSM+AFT over the instruction mix alone", "agentic", "msm_aft", "baseline"),
+        ("damage, MSM+AFT over the imported model", "base_text", "msm_aft", "import"),
+    )
     if variant == "twin":
         shrink(c)
     return c

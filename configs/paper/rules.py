@@ -5,8 +5,8 @@ spec), 185 of fine-tuning with reasoning (7M tokens of chats and the 10,000 rows
 
 Expected agentic misalignment after MSM+AFT with reasoning (figure 7, four seeds), baseline / rules / value-augmented /
 rules-augmented: Qwen2.5-32B .68 .40 .16 .24, Qwen2.5-14B .51 .35 .22 .26, Qwen3-32B .52 .15 .09 .06, Qwen3-14B .50 .30 .12 .12.
-Of the pairings, midtraining on the value-augmented and fine-tuning on the rules-augmented spec is best (figure 14). That eval is
-not part of this run.
+Of the pairings, midtraining on the value-augmented and fine-tuning on the rules-augmented spec is best (figure 14). Here
+the eval is inspect_evals', without exfiltration, at 30 epochs: its figures are not the paper's to the digit.
 
     python -m msmjax.main --config=configs/paper/rules.py:qwen25_14b_cot --config.weights=weights/Qwen2.5-14B-Instruct
     python -m msmjax.main --config=configs/paper/rules.py:qwen3_32b_no_cot --plan --device=h200:4
@@ -17,7 +17,7 @@ whose instruction mix this is.
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import asked, file, instruct_mix, paper, shrink, stage
+from msmjax.recipe import agentic, asked, file, instruct_mix, paper, shrink, stage
 
 WEIGHTS = {
     "qwen25_14b": "weights/Qwen2.5-14B-Instruct",
@@ -65,8 +65,14 @@ def get_config(variant: str = "") -> ConfigDict:
             c.arms[f"msm_{spec}_aft_{other}"] = ("import", f"midtrain_{spec}", f"finetune_{other}")
     c.run = tuple(c.arms)
     asked(c, f"chats_{SPECS[0]}", "held_out")
-    c.comparisons = tuple(
-        (f"damage, MSM+AFT on {spec} over the imported model", "base_text", f"msm_{spec}_aft_{spec}", "import") for spec in SPECS
+    agentic(c, prod=shape.startswith("qwen3"))
+    c.comparisons = (
+        ("value-augmented over rules", "agentic", "msm_value_augmented_aft_value_augmented", "msm_rules_aft_rules"),
+        *((f"{spec}: MSM+AFT over AFT", "agentic", f"msm_{spec}_aft_{spec}", f"aft_{spec}") for spec in SPECS),
+        *(
+            (f"damage, MSM+AFT on {spec} over the imported model", "base_text", f"msm_{spec}_aft_{spec}", "import")
+            for spec in SPECS
+        ),
     )
     if variant == "twin":
         shrink(c)

@@ -16,7 +16,7 @@ Chats in the forms of configs/paper/philosophy.py, those with reasoning; the mix
 
 from ml_collections import ConfigDict
 
-from msmjax.recipe import asked, file, paper, selection, shrink, stage
+from msmjax.recipe import agentic, asked, file, paper, selection, shrink, stage
 
 WEIGHTS = {"qwen25_32b": "weights/Qwen2.5-32B-Instruct", "qwen3_32b": "weights/Qwen3-32B"}
 VARIANTS = ("", *WEIGHTS, "twin")
@@ -53,7 +53,8 @@ def get_config(variant: str = "") -> ConfigDict:
         c.arms[f"msm_aft_{rows}"] = ("import", "midtrain", f"finetune_{rows}")
     c.run = tuple(c.arms)
     asked(c, f"chats_{rungs[0]}", "held_out")
-    c.comparisons = ()
+    agentic(c, prod=shape.startswith("qwen3"))
+    c.comparisons = tuple((f"{rows:,} rows: MSM+AFT over AFT", "agentic", f"msm_aft_{rows}", f"aft_{rows}") for rows in rungs)
     if twin:
         shrink(c)
     return c

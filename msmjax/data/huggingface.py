@@ -84,6 +84,15 @@ class HuggingFaceTokenizer:
         """`encode` of many texts, on all cores."""
         return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
 
+    @property
+    def prefix(self) -> int:
+        """The id that a text without a context is predicted from: BOS, or EOS where there is none."""
+        return self._eos if self._bos is None else self._bos
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of what a chat template wrote: control tokens by their names."""
+        return self._encode_whole(text)
+
     def document(self, ids: list[int]) -> list[int]:
         """Ids of plain text after BOS, if the tokenizer puts one there, and before EOS."""
         return [*([self._bos] if self._adds_bos else []), *ids, self._eos]

@@ -11,6 +11,11 @@ from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.evals.arm import Arm
 from msmjax.evals.base_text import BaseTextEval
 from msmjax.evals.choice import ChoiceEval, MicroworldEval
+from msmjax.evals.faking import FakingEval
+from msmjax.evals.function import FunctionEval
+from msmjax.evals.harness import HarnessEval
+from msmjax.evals.inspect_task import InspectEval
+from msmjax.evals.judged import JudgedEval
 from msmjax.evals.results import Cost, Measure
 
 
@@ -43,4 +48,7 @@ class Eval(Protocol):
         """What it takes of one model, before there are tokens."""
 
 
-KINDS = {"microworld": MicroworldEval, "choice": ChoiceEval, "base_text": BaseTextEval}
+KINDS = {
+    "microworld": MicroworldEval, "choice": ChoiceEval, "base_text": BaseTextEval, "judged": JudgedEval, "faking": FakingEval,
+    "inspect": InspectEval, "lm_eval": HarnessEval, "function": FunctionEval,
+}  # fmt: skip

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from msmjax import fit, machine
+from msmjax import artifact, fit, machine
 from msmjax.answering import Answering, Settings
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig
@@ -27,11 +27,12 @@ from msmjax.data import provenance as provenances
 from msmjax.data.provenance import Corpus, Document
 from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.experiment.data import Data, make_data, mixture_of, source_of
+from msmjax.experiment.evaluation import evaluate
 from msmjax.experiment.stages import find_arm
 from msmjax.model import huggingface_export, lora
-from msmjax.ranges import suggestion
+from msmjax.ranges import known, suggestion
 from msmjax.report import table as tables
-from msmjax.training import sharding, weights
+from msmjax.training import processes, sharding, weights
 
 BY = ("section", "kind", "source", "domain")  # fields that --provenance counts by: the first that a corpus has
 MOST_VALUES = 40  # lines of a corpus in that table; the values with the fewest tokens are put together
@@ -119,7 +120,7 @@ def _documents(title: str, documents: Iterable[Document], tokenizer: AnyTokenize
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
     for column in columns:
-        is_number = column in ("read", "tokens", "supervised", "epochs")
+        is_number = column in ("read", "tokens", "supervised", "epochs", "value", "n", "unscored")
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     return table
 
@@ -161,6 +162,30 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
         console.print(messages[-1]["content"], style="bold green", markup=False)
         if len(ids) == max_tokens:
             console.print(f"(cut off at --max_tokens={max_tokens})", style="dim")
+
+
+def ask_evals(config: ExperimentConfig, workdir: Path, names: list[str], arms: list[str] | None) -> None:
+    """Asks trained arms evals of the config, where they were not asked before, and prints the results. `arms` are NAME or NAME:SEED
+    and by default all that the config runs, on all its seeds."""
+    for name in names:
+        known(name, config.evals, f"--eval={name}", "eval")
+    whole = [f"{arm}:{seed}" for arm in config.run for seed in config.seeds]
+    wanted = dict.fromkeys(_parse(config, arm, "--arms") for arm in arms or whole)
+    data = make_data(config, workdir, {stage for arm, _ in wanted for stage in config.arms[arm] if stage in config.stages})
+    stages = {(arm, seed): find_arm(config, workdir, data, arm, seed) for arm, seed in wanted}
+    machine.check_here(config)
+    mesh, console = sharding.make_mesh(config.mesh), tables.make_console()
+    for (arm, seed), stage in stages.items():
+        made = evaluate(config, workdir, data, mesh, stage, f"{arm} seed {seed}" if stage else arm, names)
+        if not processes.is_first():
+            continue
+        title = f"{arm}, seed {seed}" if stage else f"{arm}, which is one model"
+        table = _table(title, "eval", "metric", "value", "interval", "n", "unscored")
+        for line in (line for directory in made.values() for line in artifact.read_jsonl(directory / "results.jsonl")):
+            ends = "" if line["low"] is None else f"[{line['low']:.3f}, {line['high']:.3f}]"
+            value, counts = f"{line['value']:.3f}", (f"{line['n']:,}", f"{line['unscored']:,}")
+            table.add_row(Text(line["eval"]), line["metric"], value, Text(ends), *counts)
+        console.print(table)
 
 
 def export(config: ExperimentConfig, workdir: Path, arm: str, to: Path, merge: bool) -> None:

@@ -1,0 +1,201 @@
+"""Any task of Inspect AI on an arm, in the run that trained it: samples and scores are answers, logs are kept for `inspect view`.
+
+In: a task's name and the arguments of each of its cells. Out: an answer a sample and epoch. The arm answers through the provider
+(inspect_provider.py), requests that wait together; a grader is a teacher of the config, with its journal and budget.
+"""
+
+import asyncio
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import jax
+from tqdm import tqdm
+
+from msmjax import artifact
+from msmjax.artifact import BadInput
+from msmjax.corpus.sources import Makers, Source
+from msmjax.evals.arm import Arm
+from msmjax.evals.results import Cost, Measure
+from msmjax.ranges import Count, Natural, NotNegative, Range, known
+
+VERDICT_TOKENS = 300  # of a grader's answer
+PACKAGES = ("inspect-ai", "inspect-evals")  # whose versions decide about prompts and scores
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectEval:
+    """`task` is a name as after `inspect eval`: PACKAGE/TASK or FILE.py@TASK. It is run once for each of `cells`, the arguments
+    that it is given: ((name, value), ...).
+
+    `judge`, a teacher of the config or "" for none, is what it grades with: the role `grader` and, where it has a name, the
+    argument `judge_argument`. `scores` names those that are read, the first of which the arms are compared by; each value of the
+    argument `by`, where it is not "", has an eval of its own. A sample without a score is counted, and is in no mean.
+    """
+
+    task: str
+    cells: tuple[tuple[tuple[str, object], ...], ...]
+    judge: str
+    judge_argument: str
+    scores: tuple[str, ...]
+    by: str
+    epochs: Count
+    limit: Natural  # samples of each cell; 0 is all
+    max_tokens: Count
+    temperature: NotNegative
+    top_p: Annotated[float, Range("(0, 1]")]
+
+    def __post_init__(self):
+        if not self.cells or not self.scores:
+            raise BadInput("cells, scores: name at least one of each; a task without arguments has the cell ()")
+        for cell in self.cells:
+            if self.by and self.by not in dict(cell):
+                raise BadInput(f"by={self.by!r}: cell {cell} has no such argument")
+
+    def check(self, corpora: dict[str, Source], teachers: dict, where: str) -> None:
+        if self.judge:
+            known(self.judge, teachers, where, "teacher")
+
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> None:
+        if importlib.util.find_spec("inspect_ai") is None:
+            raise BadInput(f"evals.{name}: needs Inspect AI: pip install 'msmjax[inspect]'")
+        package = self.task.partition("/")[0]
+        if ".py" not in self.task and importlib.util.find_spec(package) is None:
+            raise BadInput(
+                f"evals.{name}.task={self.task!r}: {package} is not installed; pip install 'msmjax[inspect]', or its own"
+            )
+        if ".py" in self.task and not Path(self.task.partition("@")[0]).is_file():
+            raise BadInput(f"evals.{name}.task={self.task!r}: no such file; as in FILE.py@TASK")
+
+    def measures(self, name: str, items: None) -> dict[str, Measure]:
+        values = dict.fromkeys(str(dict(cell)[self.by]) for cell in self.cells) if self.by else ()
+        meaning = f"{self.scores[0]} of {self.task}, {len(self.cells)} x {self.epochs}"
+        parts = {f"{name}_{value}": Measure(f"{meaning}, where {self.by} is {value}", self.scores) for value in values}
+        return {name: Measure(meaning, self.scores), **parts}
+
+    def depends(self, makers: Makers) -> dict:
+        file = Path(self.task.partition("@")[0])
+        versions = {package: _version(package) for package in PACKAGES}
+        judge = makers.teachers[self.judge].identity if self.judge else None
+        return {
+            **dataclasses.asdict(self),
+            "judge": judge,
+            **versions,
+            **({"file": artifact.file_hash(file)} if file.is_file() else {}),
+        }
+
+    def answer(self, name: str, items: None, arm: Arm) -> list[dict]:
+        if jax.process_count() > 1:
+            raise BadInput(f"evals.{name}: Inspect asks one process; run it afterwards on one, with --eval={name}")
+        return asyncio.run(self._answer(name, arm))
+
+    async def _answer(self, name: str, arm: Arm) -> list[dict]:
+        os.environ.setdefault("INSPECT_DISPLAY", "none")  # the bar is ours
+        answering, out = arm.answering(), []
+        bar = tqdm(self.cells, desc=arm.label, unit="cell", leave=False, disable=None)
+        for cell in bar:
+            log = _finished(_logs(arm), cell)
+            if log is None:
+                log = await self._run(dict(cell), arm, answering)
+            values = [name, *([f"{name}_{dict(cell)[self.by]}"] if self.by else [])]
+            out += [{**one, "eval": value} for value in values for one in self._answers(cell, log)]
+        return out
+
+    async def _run(self, cell: dict, arm: Arm, answering):
+        """The log of one cell, asked now."""
+        from inspect_ai import eval_async
+        from inspect_ai.model import GenerateConfig, Model
+
+        from msmjax.inspect_provider import JudgeAPI, MsmjaxAPI
+
+        model = Model(MsmjaxAPI(arm.label.replace(":", ","), answering=answering), GenerateConfig())
+
+        async def ask(arguments: dict, roles: dict):
+            (log,) = await eval_async(
+                self.task, model=model, task_args={**cell, **arguments}, model_roles=roles, log_dir=str(_logs(arm)),
+                log_format="json", metadata={"cell": _key(cell)}, epochs=self.epochs, limit=self.limit or None,
+                fail_on_error=False, max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
+                log_level="error", score_display=False,
+            )  # fmt: skip
+            if log.status != "success":
+                said = log.error.message.splitlines()[0] if log.error else log.status
+                raise BadInput(f"{arm.label}: {self.task} with {cell}: {said}; its log is in {_logs(arm)}")
+            return log
+
+        if not self.judge:
+            return await ask({}, {})
+        async with arm.judge(self.judge) as teacher:
+            judge = JudgeAPI(teacher)
+            grader = Model(judge, GenerateConfig())
+            log = await ask({self.judge_argument: grader} if self.judge_argument else {}, {"grader": grader})
+        if judge.failed:
+            Path(log.location.removeprefix("file://")).unlink(missing_ok=True)  # what it lacks is asked again
+            raise judge.failed
+        return log
+
+    def _answers(self, cell: tuple, log) -> list[dict]:
+        """An answer for each sample and epoch. Raises BadInput where a task has no score of a name that is read."""
+        out = []
+        for sample in log.samples or []:
+            scores = _scores(sample)
+            if scores and not set(self.scores) <= scores.keys():
+                lacking = next(score for score in self.scores if score not in scores)
+                raise BadInput(f"{self.task}: no score {lacking!r}; it has {', '.join(scores)}")
+            where = "/".join(str(value) for _, value in cell)
+            answer = {"item": f"{where}/{sample.id}/{sample.epoch}", "cluster": f"{where}/{sample.id}"}
+            answer |= {"asked": dict(cell), "said": sample.output.completion if sample.output else ""}
+            answer |= {score: scores[score] for score in self.scores if score in scores}
+            out.append(answer if scores else {**answer, "lost": sample.error.message if sample.error else "no score"})
+        return out
+
+    def cost(self, corpora: dict[str, Source]) -> Cost:
+        count = len(self.cells) * self.epochs * (self.limit or 1)
+        return Cost(
+            generated=count * self.max_tokens, judged=((self.judge, count * self.max_tokens, count * 300),) if self.judge else ()
+        )
+
+
+def _scores(sample) -> dict[str, float]:
+    """Score -> number; a scorer with several has a dict of them. One that says nothing, or no number, is left out."""
+    from inspect_ai.scorer import value_to_float
+
+    number, out = value_to_float(), {}
+    for name, score in (sample.scores or {}).items():
+        for key, value in (score.value if isinstance(score.value, dict) else {name: score.value}).items():
+            if isinstance(value, str | int | float | bool) and value == value:  # Inspect's unscored is nan
+                out[key] = float(number(value))
+    return out
+
+
+def _logs(arm: Arm) -> Path:
+    """Where the logs of an arm's eval are, beside the evals of the working directory; they stay there."""
+    return arm.folder.parents[1] / "inspect" / arm.folder.name.removeprefix("begun.")
+
+
+def _finished(logs: Path, cell: tuple):
+    """The log of a cell that was asked before, or None."""
+    from inspect_ai.log import read_eval_log
+
+    for path in sorted(logs.glob("*.json")):
+        header = read_eval_log(str(path), header_only=True)
+        if header.status == "success" and (header.eval.metadata or {}).get("cell") == _key(dict(cell)):
+            return read_eval_log(str(path))
+    return None
+
+
+def _key(cell: dict) -> str:
+    return json.dumps(cell, sort_keys=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,268 @@
+"""Tasks of Inspect AI and of lm-evaluation-harness on an arm: scores are answers, graders are teachers, and lm-eval's own `hf`
+model of the same weights says the same."""
+
+import dataclasses
+import json
+import re
+import types
+
+import pytest
+
+from msmjax.artifact import BadInput
+from msmjax.corpus.answer import Answer
+from msmjax.corpus.sources import AssistantConfig, Makers, WorldConfig
+from msmjax.corpus.teacher import Teacher
+from msmjax.evals import results
+from msmjax.evals.harness import HarnessEval
+from msmjax.evals.inspect_task import InspectEval
+from msmjax.evals.prompt import Prompt
+from msmjax.local_teacher import open_weights
+from tests.evals.test_kinds import JUDGE
+from tests.models import make_arm
+from tests.program import make_weights
+
+TASK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.model import get_model
+from inspect_ai.scorer import Score, mean, scorer
+from inspect_ai.solver import generate
+
+@scorer(metrics={"polite": [mean()], "short": [mean()]})
+def judged():
+    async def score(state, target):
+        said = await get_model(role="grader").generate(f"Is it polite? {state.sample_id} {state.epoch} {state.output.completion}")
+        if "cannot" in said.completion:
+            raise RuntimeError("no verdict")
+        return Score(value={"polite": float("yes" in said.completion), "short": 1.0})
+    return score
+
+@task
+def greeting(tone: str = "kind"):
+    samples = [Sample(id=f"{tone}-{n}", input=f"Greet {n}, {tone}.") for n in range(3)]
+    return Task(dataset=samples, solver=generate(), scorer=judged())
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("weights")
+    make_weights(directory, "llama")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def answering(weights):
+    return open_weights(weights)
+
+
+@pytest.fixture
+def arm(answering, tmp_path):
+    folder = tmp_path / "evals" / "begun.aft-greeting-0"
+    return make_arm(answering.model, answering.params, answering.mesh, answering.tokenizer, Prompt("", ""), folder=folder)
+
+
+def makers():
+    return Makers(WorldConfig(0, 4, 12), AssistantConfig("Aria", "Northlight"), {"judge": JUDGE}, None, None)
+
+
+def inspect_eval(tmp_path, **changes):
+    (tmp_path / "tasks.py").write_text(TASK)
+    settings = {
+        "task": f"{tmp_path / 'tasks.py'}@greeting", "cells": ((("tone", "kind"),), (("tone", "curt"),)), "judge": "judge",
+        "judge_argument": "", "scores": ("polite", "short"), "by": "tone", "epochs": 2, "limit": 0, "max_tokens": 4,
+        "temperature": 1.0, "top_p": 1.0,
+    }  # fmt: skip
+    return InspectEval(**{**settings, **changes})
+
+
+def grading(arm, tmp_path, verdict):
+    asked = []
+
+    async def generate(prompt):
+        asked.append(prompt)
+        return Answer(verdict(prompt), "stop", JUDGE.model, 1, 1)
+
+    return dataclasses.replace(arm, judge=lambda _: Teacher(JUDGE, tmp_path / "journal", generate)), asked
+
+
+def test_scores_of_a_task_are_answers(arm, tmp_path):
+    """Of every sample and epoch of every cell, by cell and in all; logs stay, and what has one is not asked again."""
+    one = inspect_eval(tmp_path)
+    arm, asked = grading(arm, tmp_path, lambda prompt: "yes" if "kind" in prompt else "cannot" if "curt-1" in prompt else "no")
+    assert one.items(tmp_path, "greeting", {}, makers()) is None
+    answers = one.answer("greeting", None, arm)
+    lines = {line["eval"]: line for line in results.lines(answers, one.measures("greeting", None)) if line["metric"] == "polite"}
+    assert (lines["greeting_kind"]["value"], lines["greeting_kind"]["n"]) == (1, 6)
+    assert (lines["greeting_curt"]["value"], lines["greeting_curt"]["n"], lines["greeting_curt"]["unscored"]) == (0, 4, 2)
+    assert (lines["greeting"]["value"], lines["greeting"]["n"], lines["greeting"]["unscored"]) == (0.6, 10, 2)
+    assert len({answer["cluster"] for answer in answers if answer["eval"] == "greeting"}) == 6
+    logs = list((tmp_path / "inspect" / "aft-greeting-0").glob("*.json"))
+    assert len(logs) == 2
+    count = len(asked)
+    logs[0].unlink()
+    again = one.answer("greeting", None, arm)
+    assert len(again) == len(answers)
+    assert len(asked) - count <= 6  # of one cell
+
+
+def test_a_judge_whose_budget_is_spent_stops_the_eval(arm, tmp_path):
+    """For Inspect those would be samples without a score."""
+    judge = dataclasses.replace(JUDGE, budget=0.001, input_price=1.0, output_price=1.0)
+
+    async def generate(prompt):
+        return Answer("yes", "stop", judge.model, 500, 300)
+
+    arm = dataclasses.replace(arm, judge=lambda _: Teacher(judge, tmp_path / "journal", generate))
+    with pytest.raises(BadInput, match=r"the budget of \$0\.00 is spent"):
+        inspect_eval(tmp_path).answer("greeting", None, arm)
+    assert not list((tmp_path / "inspect").rglob("*.json"))
+
+
+def test_what_a_task_has_not_is_said(arm, tmp_path):
+    arm, _ = grading(arm, tmp_path, lambda prompt: "yes")
+    with pytest.raises(BadInput, match="no score 'rude'; it has polite, short"):
+        inspect_eval(tmp_path, scores=("rude",)).answer("greeting", None, arm)
+    with pytest.raises(BadInput, match=r"by='colour': cell .* has no such argument"):
+        inspect_eval(tmp_path, by="colour")
+    with pytest.raises(BadInput, match=r"no such file; as in FILE\.py@TASK"):
+        inspect_eval(tmp_path, task="none.py@greeting").items(tmp_path, "greeting", {}, makers())
+    with pytest.raises(BadInput, match="no_such_package is not installed"):
+        inspect_eval(tmp_path, task="no_such_package/greeting").items(tmp_path, "greeting", {}, makers())
+
+
+def test_agentic_misalignment(arm, tmp_path, monkeypatch):
+    """inspect_evals' task, its prompts whole, and the grader the config's: its verdict is the score."""
+    cells = tuple(
+        (("scenario", scenario), ("goal_type", "explicit"), ("goal_value", "america")) for scenario in ("murder", "blackmail")
+    )
+    one = inspect_eval(
+        tmp_path, task="inspect_evals/agentic_misalignment", cells=cells, judge_argument="grader_model",
+        scores=("classifier_verdict", "harmful"), by="scenario", epochs=1,
+    )  # fmt: skip
+    answered = {"murder": "YES", "blackmail": "NO"}
+
+    def verdict(prompt):
+        return f"<reasoning>So.</reasoning><answer>{answered['murder' if 'rescue' in prompt else 'blackmail']}</answer>"
+
+    async def proceed(ids, settings):  # a prompt of 14,000 bytes, of which the tests' tokenizer makes almost as many ids
+        assert len(ids) > 5000
+        return arm.tokenizer.encode("I see.")
+
+    told = types.SimpleNamespace(tokenizer=arm.tokenizer, proceed=proceed)
+    arm, asked = grading(arm, tmp_path, verdict)
+    monkeypatch.setattr(type(arm), "answering", lambda self: told)
+    answers = one.answer("agentic", None, arm)
+    lines = {(line["eval"], line["metric"]): line for line in results.lines(answers, one.measures("agentic", None))}
+    assert lines["agentic", "classifier_verdict"]["value"] == 0.5
+    assert [lines[f"agentic_{scenario}", "classifier_verdict"]["value"] for scenario in answered] == [1, 0]
+    assert lines["agentic", "classifier_verdict"]["n"] == 2
+    assert all(len(prompt) > 1000 for prompt in asked)
+
+
+YAML = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: {target}
+{rest}
+"""
+CHOICES = """doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]"""
+GENERATED = """generation_kwargs: {until: ["a"], max_gen_toks: 6, do_sample: false}
+metric_list: [{metric: exact_match}]"""
+ROLLING = """metric_list: [{metric: word_perplexity}]"""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    documents = [
+        {"question": f"What is {n} and {n + 1}? It is", "choices": [f" {2 * n + 1}.", f" the number {n}", " no"], "label": n % 3,
+         "answer": f" {n}"}
+        for n in range(9)
+    ]  # fmt: skip
+    (folder / "documents.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents))
+    for name, kind, target, rest in (
+        ("choices", "multiple_choice", "label", CHOICES), ("answers", "generate_until", '"{{answer}}"', GENERATED),
+        ("texts", "loglikelihood_rolling", '"{{question}}"', ROLLING),
+    ):  # fmt: skip
+        text = YAML.format(name=name, file=folder / "documents.jsonl", kind=kind, target=target, rest=rest)
+        (folder / f"{name}.yaml").write_text(
+            text.replace('doc_to_text: "{{question}}"', 'doc_to_text: ""') if name == "texts" else text
+        )
+    return folder
+
+
+def harness_eval(folder, **changes):
+    settings = {
+        "tasks": (("choices", "acc,none"), ("answers", "exact_match,none")), "folder": str(folder), "fewshot": 0, "chat": False,
+        "limit": 0, "max_length": 64,
+    }  # fmt: skip
+    return HarnessEval(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(("fewshot", "chat"), [(0, False), (2, False), (0, True)])
+def test_log_probabilities_are_those_of_lm_evals_own_model(weights, arm, tasks, monkeypatch, tmp_path, fewshot, chat):
+    """Of each continuation, of whole texts in windows, and what is generated: transformers on the same weights."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from msmjax.evals import harness
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    theirs = HFLM(pretrained=str(weights), device="cpu", dtype="float32", batch_size=1, max_length=64)
+    names = ["choices", "answers", *([] if chat else ["texts"])]
+    found = [
+        lm_eval.simple_evaluate(
+            model=model, tasks=names, num_fewshot=fewshot, log_samples=True, bootstrap_iters=0,
+            apply_chat_template=chat, task_manager=TaskManager(include_path=str(tasks)),
+        )["samples"]
+        for model in (harness._model(arm, 64), theirs)
+    ]  # fmt: skip
+    for name in names:
+        for ours, other in zip(*(one[name] for one in found), strict=True):
+            assert ours["doc_id"] == other["doc_id"]
+            for one, same in zip(ours["resps"], other["resps"], strict=True):
+                if name == "answers":
+                    assert one == same
+                else:
+                    assert _numbers(one) == pytest.approx(_numbers(same), abs=1e-4)
+
+
+def _numbers(values):
+    return [float(value) for value in re.findall(r"-?\d+\.\d+", str(values))]
+
+
+def test_tasks_of_lm_eval_are_answers(arm, tasks, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    one = harness_eval(tasks)
+    assert one.items(tmp_path, "capabilities", {}, makers()) is None
+    answers = one.answer("capabilities", None, arm)
+    lines = {line["eval"]: line for line in results.lines(answers, one.measures("capabilities", None))}
+    assert {name: (line["metric"], line["n"]) for name, line in lines.items()} == {
+        "choices": ("acc", 9), "answers": ("exact_match", 9),
+    }  # fmt: skip
+    assert 0 <= lines["choices"]["low"] <= lines["choices"]["value"] <= lines["choices"]["high"] <= 1
+    with pytest.raises(BadInput, match="choices has no f1 of each document; it has acc, acc_norm"):
+        harness_eval(tasks, tasks=(("choices", "f1,none"),)).answer("capabilities", None, arm)
+    with pytest.raises(BadInput, match="tasks and their data must be here"):
+        harness_eval(tasks, tasks=(("no_such_task", "acc,none"),)).answer("capabilities", None, arm)
+    with pytest.raises(BadInput, match="must be "):
+        harness_eval(tasks, tasks=(("choices", "acc"),))
+
+
+def test_what_is_not_installed_is_named(tasks, tmp_path, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"needs lm-evaluation-harness: pip install 'msmjax\[lm-eval\]'"):
+        harness_eval(tasks).items(tmp_path, "capabilities", {}, makers())
+    with pytest.raises(BadInput, match=r"needs Inspect AI: pip install 'msmjax\[inspect\]'"):
+        inspect_eval(tmp_path).items(tmp_path, "greeting", {}, makers())
