@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from scipy import special
 
 from msmjax import artifact
 from msmjax.answering import Settings
@@ -145,7 +146,7 @@ class FakingEval:
                 examples.append(([*prompt, *arm.tokenizer.encode(option), arm.tokenizer.end], len(prompt)))
         nats = arm.score(examples).reshape(len(asked), 2)
         odds = nats[:, 1] - nats[:, 0]
-        choices, probabilities = (np.sign(odds) + 1) / 2, 1 / (1 + np.exp(-odds))
+        choices, probabilities = (np.sign(odds) + 1) / 2, special.expit(odds)
         out = [
             {**_about(name, item, cue), "complies": float(choice), "probability": round(float(probability), 6)}
             for (item, cue), choice, probability in zip(asked, choices, probabilities, strict=True)

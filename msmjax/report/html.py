@@ -12,6 +12,7 @@ from msmjax.report import figures
 from msmjax.report import findings as found
 from msmjax.report.findings import Findings
 
+SHOWN = {"question", "asked", "said", "why", "lost"}  # what the page shows of an answer that is no choice
 SAMPLE_ANSWERS = 3  # answers shown of one arm on one eval
 
 
@@ -36,6 +37,7 @@ def write(findings: Findings, path: Path) -> None:
         samples={name: [_segments(row) for row in rows] for name, rows in findings.samples.items()},
         asked={label: {"segments": _segments(pieces), "ids": ids} for label, (pieces, ids) in findings.asked.items()},
         answer_groups={name: rows for name in found.evals(findings) if (rows := _answer_rows(findings, name))},
+        said_groups={name: rows for name in found.evals(findings) if (rows := _said_rows(findings, name))},
         lines=[_line(line) for line in findings.results],
         total_seconds=sum(findings.timings.values()),
     )
@@ -145,6 +147,21 @@ def _answer_rows(findings: Findings, eval_name: str) -> list[dict]:
         if lines:
             counts = {choice: len(members) for choice, members in outcomes.items()}
             rows.append({"arm": arm, "seed": seed, "counts": counts, "n": len(lines), "shown": shown})
+    return rows
+
+
+def _said_rows(findings: Findings, eval_name: str) -> list[dict]:
+    """For each arm a few answers on its first seed, of an eval that is no choice and has more to show than a difference."""
+    metric, rows = found.headline_metric(findings, eval_name), []
+    for arm in findings.arms:
+        lines = [line for line in findings.answers_of.get((arm, eval_name), []) if found.CHOICE not in line and line.keys() & SHOWN]
+        lines = [line for line in lines if line["seed"] == lines[0]["seed"]]
+        if lines:
+            shown = [{**dict.fromkeys(SHOWN, ""), **line, "shown": found.show(line.get(metric), metric)} for line in lines]
+            rows.append(
+                {"arm": arm, "seed": lines[0]["seed"], "n": len(lines), "metric": metric.replace("_", " "),
+                 "shown": shown[:SAMPLE_ANSWERS]}
+            )  # fmt: skip
     return rows
 
 

@@ -425,3 +425,57 @@ def test_help_names_the_flags():
     for flag in [*names.split(), "--[no]distributed", "--coordinator:", "--processes:", "--process:"]:
         assert flag in done.stdout
     assert Path(ROOT / "configs" / "cheese.py").exists()
+
+
+MINE = """
+import runpy
+
+from msmjax import recipe
+
+
+def get_config():
+    c = runpy.run_path("configs/cheese.py")["get_config"]("tiny")
+    c.name, c.seeds, c.run = "mine", (0,), ("base", "aft")
+    c.evals.faking = {
+        "kind": "faking", "requests": "data/evals/faking.jsonl", "cues": "data/evals/faking_cues.jsonl", "judge": "",
+        "thinks": False, "max_tokens": 8, "temperature": 1.0, "top_p": 1.0, "per_eval": 2, "seed": 0,
+    }
+    c.evals.words = {**recipe.choice("FOLDER/items.jsonl", max_tokens=4), "form": "completion"}
+    c.evals.own = {"kind": "function", "function": "FOLDER/own.py:lengths"}
+    c.headline = ("faking_gap", "words", "own")
+    c.comparisons = (("longer?", "own", "aft", "base"), ("faking", "faking_gap", "aft", "base"))
+    return c
+"""
+
+
+def test_evals_of_ones_own_from_config_to_report(first_run, workdir, tmp_path):
+    """Kinds beside each other in one run; each eval has answers of its own, so that another one more asks nothing again."""
+    (tmp_path / "mine.py").write_text(MINE.replace("FOLDER", str(tmp_path)))
+    item = {
+        "question": "Which do you prefer, tea or ale?",
+        "item1": "tea",
+        "item2": "ale",
+        "liked_item": "tea",
+        "disliked_item": "ale",
+    }
+    (tmp_path / "items.jsonl").write_text(json.dumps(item))
+    own = "def lengths(arm):\n    return [{'item': 0, 'score': len(arm.tokenizer.encode('The feta.')), 'said': arm.label}]\n"
+    (tmp_path / "own.py").write_text(own)
+    flags = (f"--config={tmp_path / 'mine.py'}", f"--workdir={workdir}")
+    done = msmjax(*flags, devices=2)
+    assert done.returncode == 0, done.stderr
+    assert "to do: 0 stages and 6 evals, about " in done.stdout  # the microworld's and bits per byte were asked before
+    (run,) = workdir.glob("mine-*")
+    lines = {(line["arm"], line["eval"], line["metric"]): line for line in map(json.loads, (run / "results.jsonl").open())}
+    assert lines["aft", "own", "score"]["value"] == lines["base", "own", "score"]["value"] > 0
+    assert lines["base", "faking_gap", "compliance_gap"]["n"] == 2 * 4
+    assert {"words", "words_said", "words_format"} <= {name for _, name, _ in lines}
+    page = (run / "report.html").read_text()
+    for shown in ("faking_gap", "base seed 0: own", "words_said"):
+        assert shown in page
+    done = msmjax(*flags, "--eval=own,faking", "--arms=aft:0,base", devices=2)
+    assert done.returncode == 0, done.stderr
+    assert "aft, seed 0" in done.stdout
+    assert "compliance_gap" in done.stdout
+    for wrong, said in (("--eval=onw", "did you mean 'own'"), ("--arms=aft", "give it with --eval")):
+        assert_one_line(msmjax(*flags, wrong, devices=2), said)

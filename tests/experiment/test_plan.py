@@ -340,7 +340,10 @@ def test_evals_are_planned(capsys, tmp_path):
     for name, text in (("items.jsonl", '{"eval": "a"}\n{"eval": "a"}\n'), ("held-out.jsonl", "x" * 4000)):
         (tmp_path / name).write_text(text)
     corpora = {**config.corpora, "held_out": FileSource((str(tmp_path / "held-out.jsonl"),), ())}
-    evals = {**config.evals, "items": ChoiceEval(str(tmp_path / "items.jsonl"), "chat", max_tokens=0, per_eval=1, seed=0)}
+    evals = {
+        "base_text": config.evals["base_text"],
+        "items": ChoiceEval(str(tmp_path / "items.jsonl"), "chat", max_tokens=0, per_eval=1, seed=0),
+    }
     there = machines.devices_of(config, "h200:4")
     _, cost = plan.eval_seconds(dataclasses.replace(config, evals=evals, corpora=corpora), there)
     assert cost == Cost(scored=1000 + 4 * 14 // 4)
