@@ -435,7 +435,7 @@ from msmjax import recipe
 
 def get_config():
     c = runpy.run_path("configs/cheese.py")["get_config"]("tiny")
-    c.name, c.seeds, c.run = "mine", (0,), ("base", "aft")
+    c.name, c.seeds, c.run = "own_evals", (0,), ("base", "aft")
     c.evals.faking = {
         "kind": "faking", "requests": "data/evals/faking.jsonl", "cues": "data/evals/faking_cues.jsonl", "judge": "",
         "thinks": False, "max_tokens": 8, "temperature": 1.0, "top_p": 1.0, "per_eval": 2, "seed": 0,
@@ -465,7 +465,7 @@ def test_evals_of_ones_own_from_config_to_report(first_run, workdir, tmp_path):
     done = msmjax(*flags, devices=2)
     assert done.returncode == 0, done.stderr
     assert "to do: 0 stages and 6 evals, about " in done.stdout  # the microworld's and bits per byte were asked before
-    (run,) = workdir.glob("mine-*")
+    (run,) = workdir.glob("own_evals-*")
     lines = {(line["arm"], line["eval"], line["metric"]): line for line in map(json.loads, (run / "results.jsonl").open())}
     assert lines["aft", "own", "score"]["value"] == lines["base", "own", "score"]["value"] > 0
     assert lines["base", "faking_gap", "compliance_gap"]["n"] == 2 * 4
