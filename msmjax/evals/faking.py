@@ -23,6 +23,7 @@ from msmjax.corpus.microworld import GAP, UNREAD
 from msmjax.corpus.sources import Makers, Source
 from msmjax.corpus.teacher import all_of
 from msmjax.evals.arm import Arm
+from msmjax.evals.judged import say
 from msmjax.evals.prompt import spoken
 from msmjax.evals.results import Cost, Measure
 from msmjax.ranges import Count, Natural, NotNegative, Range, known
@@ -155,7 +156,7 @@ class FakingEval:
             return out
         scratchpad = f" {SCRATCHPAD}" if self.thinks else ""
         prompts = [arm.ask(item["request"], self.thinks, f"{item['system']} {item[cue]}{scratchpad}") for item, cue in asked]
-        said = arm.say(prompts, Settings(self.max_tokens, self.temperature, self.top_p, self.seed))
+        said = say(arm, prompts, Settings(self.max_tokens, self.temperature, self.top_p, self.seed))
         return [*out, *(asyncio.run(self._judge(name, asked, said, arm)) if processes.is_first() else [])]
 
     async def _judge(self, name: str, asked: list[tuple[dict, str]], said: list[str], arm: Arm) -> list[dict]:

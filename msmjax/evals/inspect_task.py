@@ -157,9 +157,8 @@ class InspectEval:
 
     def cost(self, corpora: dict[str, Source]) -> Cost:
         count = len(self.cells) * self.epochs * (self.limit or 1)
-        return Cost(
-            generated=count * self.max_tokens, judged=((self.judge, count * self.max_tokens, count * 300),) if self.judge else ()
-        )
+        judged = ((self.judge, count * self.max_tokens, count * VERDICT_TOKENS),) if self.judge else ()
+        return Cost(generated=count * self.max_tokens, judged=judged)
 
 
 def _scores(sample) -> dict[str, float]:

@@ -98,8 +98,7 @@ class JudgedEval:
         questions = read_questions(Path(self.path))
         chosen = np.random.default_rng(self.seed).permutation(len(questions))[: self.per_eval]
         drawn = [questions[index] for index in sorted(chosen)]
-        for line in read_people(self):
-            drawn.append({**line, "cluster": "people"})
+        drawn += read_people(self)
 
         def build(directory: Path) -> dict:
             artifact.write_jsonl(directory / "items.jsonl", drawn)
@@ -128,7 +127,7 @@ class JudgedEval:
     def answer(self, name: str, items: list[dict], arm: Arm) -> list[dict]:
         questions = [item for item in items if "score" not in item]
         prompts = [arm.ask(item["question"], self.thinks) for item in questions]
-        said = arm.say(prompts, Settings(self.max_tokens, self.temperature, self.top_p, self.seed))
+        said = say(arm, prompts, Settings(self.max_tokens, self.temperature, self.top_p, self.seed))
         return asyncio.run(self._judge(name, questions, said, items, arm)) if processes.is_first() else []
 
     async def _judge(self, name: str, questions: list[dict], said: list[str], items: list[dict], arm: Arm) -> list[dict]:
@@ -149,23 +148,22 @@ class JudgedEval:
             print(f"{arm.label}: {judge.describe()}")
         for answer, verdict in zip(answers, verdicts, strict=True):
             answer |= verdict
-        out = answers
-        out += [
+        out = [*answers, *(
             {"eval": name + PEOPLE, "item": item["id"], "question": item["question"], "said": item["answer"],
              "one": verdict["score"], "other": item["score"]}
             for item, verdict in zip(people, on_people, strict=True) if "score" in verdict
-        ]  # fmt: skip
+        )]  # fmt: skip
         if self.second:
-            shown = [answer for answer in answers[: round(self.second_share * len(questions))] if "score" in answer]
+            shown = [answer for answer in answers[: round(self.second_share * len(answers))] if "score" in answer]
             async with arm.judge(self.second) as second:
                 verdicts = await all_of(
                     score(second, answer["item"], answer["question"], spoken(answer["said"])) for answer in shown
                 )
                 print(f"{arm.label}: {second.describe()}")
-            out = [*out, *(
+            out += [
                 {"eval": name + JUDGES, "item": answer["item"], "one": answer["score"], "other": verdict["score"]}
                 for answer, verdict in zip(shown, verdicts, strict=True) if "score" in verdict
-            )]  # fmt: skip
+            ]  # fmt: skip
         return out
 
     def cost(self, corpora: dict[str, Source]) -> Cost:
@@ -178,6 +176,12 @@ class JudgedEval:
         judged += [(self.second, round(count * self.second_share) * self.votes)] if self.second else []
         tokens = tuple((judge, times * asked, times * VERDICT_TOKENS) for judge, times in judged)
         return Cost(generated=count * self.max_tokens, judged=tokens)
+
+
+def say(arm: Arm, prompts: list[list[int]], settings: Settings) -> list[str]:
+    """What an arm says, thinking that its template has opened included."""
+    opened = [arm.tokenizer.readable(ids).rstrip().endswith("<think>") for ids in prompts]
+    return [("<think>" if is_open else "") + text for is_open, text in zip(opened, arm.say(prompts, settings), strict=True)]
 
 
 async def score_one(
@@ -238,6 +242,8 @@ def read_questions(path: Path) -> list[dict]:
         out.append({"id": str(item.get("id", line)), **_cluster(item), **kept})
     if not out:
         raise BadInput(f"{path}: no questions; an eval needs some")
+    if len({item["id"] for item in out}) < len(out):
+        raise BadInput(f"{path}: two questions have the same 'id'; give each its own, or leave it out")
     if 0 < sum("reference" in item for item in out) < len(out):
         raise BadInput(f"{path}: some questions have a 'reference' and some have none; give one to all, or to none")
     return out

@@ -28,9 +28,12 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
     measured = measures(config, items)
     first = next((item for one in items.values() for item in one or []), None)
     answers = artifact.read_jsonl(run_directory / "answers.jsonl")
+    scored = {(line["arm"], line["eval"]) for line in artifact.read_jsonl(run_directory / "results.jsonl")}
     unanswered = ""
     if config.comparisons and (missing := _arms_of(config.comparisons[0]) - set(config.run)):
         unanswered = f"This run does not answer the question: that takes {' and '.join(sorted(missing))}, which it leaves out."
+    elif config.comparisons and (lost := _unscored(config.comparisons[0], scored)):
+        unanswered = f"This run does not answer the question: no answer of {' and '.join(lost)} could be scored on it."
     return Findings(
         name=config.name,
         question=config.question,
@@ -41,7 +44,7 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
         comparisons=[
             {**dataclasses.asdict(comparison), "metric": measured[comparison.eval].metrics[0]}
             for comparison in config.comparisons
-            if _arms_of(comparison) <= set(config.run)
+            if _arms_of(comparison) <= set(config.run) and not _unscored(comparison, scored)
         ],
         ladders=[
             {"label": ladder.label, "eval": ladder.eval, "dose": ladder.dose, "lines": lines, "saves": ladder.saves}
@@ -104,6 +107,11 @@ def _asked(config: ExperimentConfig, data: Data, item: dict | None) -> dict[str,
 
 def _arms_of(comparison: Comparison) -> set[str]:
     return {*comparison.arms, *comparison.against}
+
+
+def _unscored(comparison: Comparison, scored: set[tuple[str, str]]) -> list[str]:
+    """The arms of a comparison of whose answers to its eval not one has a score."""
+    return sorted(arm for arm in _arms_of(comparison) if (arm, comparison.eval) not in scored)
 
 
 def _first_rows(directory: Path, count: int = 2) -> list[dict]:

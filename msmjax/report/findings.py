@@ -122,17 +122,18 @@ def decided(findings: Findings, arm: str, eval_name: str) -> float | None:
 
 
 def compare(findings: Findings, comparison: dict) -> Compared:
-    """A comparison in numbers, over the seeds all its arms have: paired by item where there are answers, else by seed alone.
+    """A comparison in numbers, over the seeds all its arms have: paired by item where there are answers, over those items of which
+    none was lost, else by seed alone.
 
     An arm that is one model is the same for every seed of the others; where all are, there is one difference, of seed None.
 
-    Raises ValueError where the arms have no seed in common, or answered different items.
+    Raises ValueError where the arms have no seed in common.
     """
     label, eval_name, metric = comparison["label"], comparison["eval"], comparison["metric"]
     sides = (tuple(comparison["arms"]), tuple(comparison["against"]))
     arms = dict.fromkeys(sides[0] + sides[1])
     scores = {arm: _scores(findings, arm, eval_name, metric) for arm in arms}
-    paired_by_item = all(scores.values())
+    paired_by_item, items = all(scores.values()), []
     if not paired_by_item:
         scores = {arm: per_seed(findings, arm, eval_name, metric) for arm in arms}
     alone = [arm for arm in arms if None in scores[arm]]
@@ -142,16 +143,15 @@ def compare(findings: Findings, comparison: dict) -> Compared:
         raise ValueError(f"{label}: {', '.join(arms)} have no seed in common for {metric} of {eval_name}")
     scores |= {arm: dict.fromkeys(seeds, scores[arm][None]) for arm in alone}
     if paired_by_item:
-        items = sorted({item for score in scores.values() for seed in seeds for item in score[seed]}, key=str)
-        for arm, score in scores.items():
-            for seed in seeds:
-                if lacking := [item for item in items if item not in score[seed]]:
-                    raise ValueError(f"{label}: {arm} seed {seed} has no answer to item {lacking[0]} of {eval_name}")
+        items = sorted(set.intersection(*(set(score[seed]) for score in scores.values() for seed in seeds)), key=str)
+    if items:
         a, b = (sum(np.array([[scores[arm][seed][item] for item in items] for seed in seeds]) for arm in side) for side in sides)
         clusters = _clusters(findings, eval_name, items)
         paired = statistics.paired_difference(a, b, clusters=clusters)
         differences, interval, over_items = paired.per_seed, paired.over_seeds, paired.over_items
     else:
+        scores = {arm: per_seed(findings, arm, eval_name, metric) for arm in arms}
+        scores |= {arm: dict.fromkeys(seeds, scores[arm][None]) for arm in alone}
         differences = [sum(scores[arm][seed] for arm in sides[0]) - sum(scores[arm][seed] for arm in sides[1]) for seed in seeds]
         interval, over_items = statistics.seed_interval(differences), None
     return Compared(label, eval_name, metric, *sides, interval, over_items, dict(zip(seeds, differences, strict=True)))

@@ -442,8 +442,9 @@ def get_config():
     }
     c.evals.words = {**recipe.choice("FOLDER/items.jsonl", max_tokens=4), "form": "completion"}
     c.evals.own = {"kind": "function", "function": "FOLDER/own.py:lengths"}
+    c.evals.lost = {"kind": "function", "function": "FOLDER/own.py:nothing"}
     c.headline = ("faking_gap", "words", "own")
-    c.comparisons = (("longer?", "own", "aft", "base"), ("faking", "faking_gap", "aft", "base"))
+    c.comparisons = (("longer?", "own", "aft", "base"), ("faking", "faking_gap", "aft", "base"), ("lost", "lost", "aft", "base"))
     return c
 """
 
@@ -460,16 +461,19 @@ def test_evals_of_ones_own_from_config_to_report(first_run, workdir, tmp_path):
     }
     (tmp_path / "items.jsonl").write_text(json.dumps(item))
     own = "def lengths(arm):\n    return [{'item': 0, 'score': len(arm.tokenizer.encode('The feta.')), 'said': arm.label}]\n"
+    own += "def nothing(arm):\n    return [{'item': 0, 'lost': 'so'}]\n"
     (tmp_path / "own.py").write_text(own)
     flags = (f"--config={tmp_path / 'mine.py'}", f"--workdir={workdir}")
     done = msmjax(*flags, devices=2)
     assert done.returncode == 0, done.stderr
-    assert "to do: 0 stages and 6 evals, about " in done.stdout  # the microworld's and bits per byte were asked before
+    assert "to do: 0 stages and 8 evals, about " in done.stdout  # the microworld's and bits per byte were asked before
     (run,) = workdir.glob("own_evals-*")
     lines = {(line["arm"], line["eval"], line["metric"]): line for line in map(json.loads, (run / "results.jsonl").open())}
     assert lines["aft", "own", "score"]["value"] == lines["base", "own", "score"]["value"] > 0
     assert lines["base", "faking_gap", "compliance_gap"]["n"] == 2 * 4
     assert {"words", "words_said", "words_format"} <= {name for _, name, _ in lines}
+    compared = [json.loads(line)["label"] for line in (run / "comparisons.jsonl").read_text().splitlines()]
+    assert compared == ["longer?", "faking"]  # of the third, nothing could be scored
     page = (run / "report.html").read_text()
     for shown in ("faking_gap", "base seed 0: own", "words_said"):
         assert shown in page
