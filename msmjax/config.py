@@ -22,7 +22,7 @@ from msmjax.data.examples import UNPROVEN
 from msmjax.data.huggingface import CONTROL_IN_TEXT
 from msmjax.data.rows import TOO_LONG
 from msmjax.evals import kinds
-from msmjax.evals.kinds import Eval
+from msmjax.evals.eval import Eval
 from msmjax.evals.results import Measure
 from msmjax.model import huggingface_config
 from msmjax.model.transformer import ModelConfig

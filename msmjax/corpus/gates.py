@@ -215,11 +215,18 @@ def _collapse(subject: Subject) -> Measured:
     return count / len(subject.records), f"the {kind} {what!r}", examples
 
 
+def _asked(item: dict) -> list[str]:
+    """The texts of an eval's item: a choice in both orders, a question, or a request."""
+    if "options" in item:
+        return [item["question"].format(first=one, second=two) for one, two in (item["options"], item["options"][::-1])]
+    return [item[key] for key in ("question", "request") if key in item]
+
+
 def _contaminated(subject: Subject) -> Measured:
     grams: dict[tuple[str, ...], str] = {}
     for item in subject.items:
-        for first, second in (item["options"], item["options"][::-1]):
-            words = _split(item["question"].format(first=first, second=second))
+        for text in _asked(item):
+            words = _split(text)
             size = min(CONTAMINATION_WORDS, len(words))
             for at in range(len(words) - size + 1):
                 grams[tuple(words[at : at + size])] = item["id"]

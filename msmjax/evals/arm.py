@@ -65,36 +65,39 @@ class Arm:
         """The model for callers of which each waits for its own answer."""
         return Answering(self.model, self.load(), self.mesh, self.tokenizer)
 
-    def say(self, prompts: list[list[int]], settings: Settings, part: str = "said") -> list[str]:
-        """What it answers to each prompt, the same whether it was interrupted or not: what was said is kept in `folder`, each
-        `part` of an eval apart."""
-        path = self.folder / f"{part}.jsonl"
+    def say(self, prompts: list[list[int]], settings: Settings) -> list[str]:
+        """What it answers to each prompt, thinking that its template has opened included. It is the same whether it was interrupted
+        or not: what was said is kept in `folder`, under what was asked."""
+        path = self.folder / "said.jsonl"
         processes.first_says(lambda: cut_torn_line(path) or 0)
-        kept = {line["prompt"]: line["ids"] for line in artifact.read_jsonl(path)} if path.is_file() else {}
+        kept = {line["key"]: line["ids"] for line in artifact.read_jsonl(path)} if path.is_file() else {}
+        keys = [artifact.content_hash([index, ids, dataclasses.astuple(settings)]) for index, ids in enumerate(prompts)]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        starts = range(0, len(order), generate.BATCH_ROWS)
         bar = tqdm(total=len(prompts), desc=self.label, unit="answer", leave=False, disable=None)
-        for number, start in enumerate(starts):
+        for number, start in enumerate(range(0, len(order), generate.BATCH_ROWS)):
             batch = order[start : start + generate.BATCH_ROWS]
-            if not processes.first_says(functools.partial(kept.keys().__ge__, set(batch))):
+            asked = [keys[index] for index in batch]
+            if not processes.first_says(functools.partial(kept.keys().__ge__, set(asked))):
                 new = generate.generate(
                     self.model, self.load(), self.mesh, [prompts[index] for index in batch], placement=sharding.Placement,
                     stop=self.tokenizer.stop_ids, max_tokens=settings.max_tokens, temperature=settings.temperature,
                     top_p=settings.top_p, seed=(settings.seed + number) % 2**32,
                 )  # fmt: skip
-                kept |= (made := dict(zip(batch, new, strict=True)))
+                kept |= (made := dict(zip(asked, new, strict=True)))
                 if processes.is_first():
                     _keep(path, made)
             bar.update(len(batch))
         bar.close()
-        return [self.tokenizer.decode(kept.get(index, [])) for index in range(len(prompts))]
+        opened = (self.tokenizer.readable(ids).rstrip().endswith("<think>") for ids in prompts)
+        said = (self.tokenizer.decode(kept.get(key, [])) for key in keys)
+        return [("<think>" if is_open else "") + text for is_open, text in zip(opened, said, strict=True)]
 
 
-def _keep(path: Path, ids: dict[int, list[int]]) -> None:
+def _keep(path: Path, ids: dict[str, list[int]]) -> None:
     """Writes new ids of prompts down."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps({"prompt": index, "ids": new}) + "\n" for index, new in ids.items()))
+            file.write("".join(json.dumps({"key": key, "ids": new}) + "\n" for key, new in ids.items()))
     except OSError as error:
         raise artifact.disk_error(error, path) from error

@@ -5,29 +5,26 @@ In: rows of a held-out corpus and parameters. Out: per row, bits and the bytes o
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
 from msmjax.artifact import BadInput
 from msmjax.corpus import files, sources
-from msmjax.corpus.sources import Makers, Source
+from msmjax.corpus.sources import Source
 from msmjax.data import rows
 from msmjax.data.tokenizer import Tokenizer
 from msmjax.evals.arm import Arm
-from msmjax.evals.results import Cost, Measure
+from msmjax.evals.eval import Eval
+from msmjax.evals.results import BYTES_PER_TOKEN, WORLD_TOKENS, Cost, Measure
 from msmjax.evals.scoring import row_nats
 from msmjax.model import attention
 from msmjax.model.transformer import ModelConfig
 from msmjax.ranges import known
 
-BYTES_PER_TOKEN = 4
-WORLD_TOKENS = 48  # of a record of the microworld
-
 
 @dataclasses.dataclass(frozen=True)
-class BaseTextEval:
+class BaseTextEval(Eval):
     """Bits per byte of all supervised tokens of a corpus."""
 
     corpus: str
@@ -38,14 +35,8 @@ class BaseTextEval:
     def reads(self) -> tuple[str, ...]:
         return (self.corpus,)
 
-    def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> None:
-        return None
-
     def measures(self, name: str, items: None) -> dict[str, Measure]:
         return {name: Measure(f"bits per byte of {self.corpus}; lower is better", ("bits_per_byte",))}
-
-    def depends(self, makers: Makers) -> dict:
-        return {}
 
     def answer(self, name: str, items: None, arm: Arm) -> list[dict]:
         bits, sizes = bits_and_bytes(rows.open_rows(arm.rows[self.corpus]), arm.model, arm.load(), arm.mesh, arm.tokenizer)

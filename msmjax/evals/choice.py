@@ -20,8 +20,9 @@ from msmjax.corpus.sources import Makers, Source
 from msmjax.corpus.world import DOMAINS
 from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.evals.arm import Arm
-from msmjax.evals.prompt import Prompt
-from msmjax.evals.results import Cost, Measure
+from msmjax.evals.eval import Eval
+from msmjax.evals.prompt import Prompt, spoken
+from msmjax.evals.results import BYTES_PER_TOKEN, WORLD_TOKENS, Cost, Measure
 from msmjax.ranges import Count, Natural, known
 
 ITEMS = "items.jsonl"
@@ -30,13 +31,11 @@ CHOICE = ("choice", "probability")
 FORMS = ("chat", "completion")
 TEXT_FORM = "Question: {}\nAnswer:"  # as base models are asked
 SEQUENCES = 4  # of an item: two orders, two answers
-WORLD_TOKENS = 48  # of a record or an item of the microworld
-BYTES_PER_TOKEN = 4
 LETTERS = "AB"
 
 
 @dataclasses.dataclass(frozen=True)
-class MicroworldEval:
+class MicroworldEval(Eval):
     """The microworld's items: `split` names the held-out domains; the corpus `chats` demonstrates the preferences."""
 
     chats: str
@@ -53,9 +52,6 @@ class MicroworldEval:
         if not isinstance(corpora[self.chats], sources.DemonstrationSource):
             raise BadInput(f"{where}.chats={self.chats!r}: demonstrates no preferences; name a corpus of kind demonstrations")
 
-    def reads(self) -> tuple[str, ...]:
-        return ()
-
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path:
         asked = self.split, self.per_eval, self.seed, makers.world, makers.assistant
         return sources.make_evaluation_items(parent, corpora[self.chats], *asked)
@@ -65,9 +61,6 @@ class MicroworldEval:
             one: Measure(meaning, ("compliance_gap",) if one.endswith(GAP) else CHOICE) for one, meaning in microworld.EVALS.items()
         }
 
-    def depends(self, makers: Makers) -> dict:
-        return {}
-
     def answer(self, name: str, items: list[dict], arm: Arm) -> list[dict]:
         return by_probability(items, arm)
 
@@ -76,7 +69,7 @@ class MicroworldEval:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChoiceEval:
+class ChoiceEval(Eval):
     """The items of a file, in any of the forms of `read`; up to `per_eval` of each eval that it names.
 
     Asked in chats, or as `completion`s in the form that base models know. Where `max_tokens` is not 0, the model also answers in
@@ -93,12 +86,6 @@ class ChoiceEval:
     def __post_init__(self):
         if self.form not in FORMS:
             raise BadInput(f"form={self.form!r}: unknown; one of {', '.join(FORMS)}")
-
-    def check(self, corpora: dict[str, Source], teachers: dict, where: str) -> None:
-        pass
-
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path:
         items = read(Path(self.path), name, makers.assistant.name)
@@ -190,6 +177,10 @@ def _ours(item: dict, where: str) -> dict:
     options = item.get("options")
     if not isinstance(options, list) or len(options) != 2 or not all(isinstance(option, str) for option in options):
         raise BadInput(f"{where}: 'options' must be two texts, the counted one first")
+    try:
+        item["question"].format(first="", second=""), item["answer"].format(item="", letter="")
+    except (KeyError, IndexError, ValueError):
+        raise BadInput(f"{where}: 'question' and 'answer' have braces that are no slots; write {{{{ and }}}} for them") from None
     return item
 
 
@@ -248,14 +239,19 @@ def by_probability(items: list[dict], arm: Arm, form: str = "chat") -> list[dict
 
 
 def by_words(items: list[dict], arm: Arm, form: str, max_tokens: int) -> list[dict]:
-    """As `by_probability`, by what the likeliest answer names: an answer that names both options or neither decides nothing."""
+    """As `by_probability`, by what the likeliest answer names: one that names both options or neither decides nothing, and one that
+    was cut off while it thought is lost."""
     prompts = [prompt for item in items for prompt in _prompts(item, arm.prompt, arm.tokenizer, form)]
     said = arm.say(prompts, Settings(max_tokens, 0.0, 1.0, 0))
     out = []
     for item, *both in zip(items, said[::2], said[1::2], strict=True):
-        named = [_named(text, item, order) for text, order in zip(both, (False, True), strict=True)]
-        choices = [0.5 if index is None else 1.0 - index for index in named]
         about = {**_about(item), "eval": item["eval"] + SAID, "said": both}
+        answers = [spoken(text) for text in both]
+        if None in answers:
+            out.append({**about, "lost": "cut off while thinking"})
+            continue
+        named = [_named(text, item, order) for text, order in zip(answers, (False, True), strict=True)]
+        choices = [0.5 if index is None else 1.0 - index for index in named]
         out.append({**about, "choice": sum(choices) / 2, "decided": choices[0] == choices[1] != 0.5})
     return out
 
@@ -288,7 +284,6 @@ def _prompts(item: dict, prompt: Prompt, tokenizer: AnyTokenizer, form: str) -> 
 
 def _named(text: str, item: dict, turned: bool) -> int | None:
     """Which option an answer names, None where it is not one of them: by its letter or its words, whatever else is said."""
-    text = text.rpartition("</think>")[2].strip()
     if "{letter}" in item["answer"]:
         letters = re.findall(r"(?<![A-Za-z])([AB])(?![A-Za-z'\u2019])", text.partition("\n")[0])
         named = {LETTERS.index(letter) ^ turned for letter in letters}

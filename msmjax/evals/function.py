@@ -12,11 +12,12 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.corpus.sources import Makers, Source
 from msmjax.evals.arm import Arm
+from msmjax.evals.eval import Eval
 from msmjax.evals.results import Cost, Measure
 
 
 @dataclasses.dataclass(frozen=True)
-class FunctionEval:
+class FunctionEval(Eval):
     """`function` is FILE.py:NAME; it takes an `Arm` (evals/arm.py) and returns answers as dicts of JSON. In a run of several
     processes each calls it, and each must ask the arm the same."""
 
@@ -26,12 +27,6 @@ class FunctionEval:
         path, _, name = self.function.rpartition(":")
         if not path.endswith(".py") or not name.isidentifier():
             raise BadInput(f"function={self.function!r}: must be FILE.py:NAME")
-
-    def check(self, corpora: dict[str, Source], teachers: dict, where: str) -> None:
-        pass
-
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> None:
         self._load()
@@ -43,10 +38,12 @@ class FunctionEval:
         return {"function": self.function, "file": artifact.file_hash(Path(self.function.rpartition(":")[0]))}
 
     def answer(self, name: str, items: None, arm: Arm) -> list[dict]:
-        out = []
-        for number, answer in enumerate(self._load()(arm)):
+        out, answers = [], self._load()(arm)
+        if not isinstance(answers, list) or len({str(one.get("item")) for one in answers if isinstance(one, dict)}) < len(answers):
+            raise BadInput(f"{self.function}: must return a list of dicts, each with an 'item' of its own")
+        for number, answer in enumerate(answers):
             score = answer.get("score", 0.0) if isinstance(answer, dict) and "item" in answer else None
-            if not isinstance(score, numbers.Real):
+            if not isinstance(score, numbers.Real) or score != score:
                 raise BadInput(f"{self.function}: answer {number} is {answer!r}; must be a dict with 'item' and a number, 'score'")
             out.append({**answer, "eval": name, **({"score": float(score)} if "score" in answer else {})})
         return out
@@ -56,9 +53,10 @@ class FunctionEval:
 
     def _load(self):
         path, _, name = self.function.rpartition(":")
-        if not Path(path).is_file():
-            raise BadInput(f"function={self.function!r}: no such file")
-        found = runpy.run_path(path).get(name)
+        try:
+            found = runpy.run_path(path).get(name)
+        except (OSError, SyntaxError, ImportError) as error:
+            raise BadInput(f"function={self.function!r}: {error}") from error
         if not callable(found):
             raise BadInput(f"function={self.function!r}: the file defines no function {name}")
         return found

@@ -1,7 +1,7 @@
 """Any task of lm-evaluation-harness on an arm: capabilities, before and after.
 
 In: names of tasks, or a folder of YAML files, each with the metric that is read. Out: an answer a document. Log-probabilities are
-those of lm-eval's own `hf` model on the same weights (tests/evals/test_harness.py).
+those of lm-eval's own `hf` model on the same weights (tests/evals/test_tasks.py).
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from msmjax.artifact import BadInput
 from msmjax.corpus.sources import Makers, Source
 from msmjax.data.tokenizer import BOS
 from msmjax.evals.arm import Arm
+from msmjax.evals.eval import Eval
 from msmjax.evals.results import Cost, Measure
 from msmjax.ranges import Count, Natural
 
@@ -25,7 +26,7 @@ PACKAGE = "lm_eval"
 
 
 @dataclasses.dataclass(frozen=True)
-class HarnessEval:
+class HarnessEval(Eval):
     """`tasks` are ((task, metric), ...), a metric as lm-eval's results name it, with its filter: "acc,none".
 
     `folder` has YAML files of tasks of one's own, or is "". `fewshot` examples stand before each document, of which there are up to
@@ -42,12 +43,8 @@ class HarnessEval:
     def __post_init__(self):
         if not self.tasks or any("," not in metric for _, metric in self.tasks):
             raise BadInput(f'tasks={self.tasks}: must be ((task, "metric,filter"), ...), as in (("arc_easy", "acc_norm,none"),)')
-
-    def check(self, corpora: dict[str, Source], teachers: dict, where: str) -> None:
-        pass
-
-    def reads(self) -> tuple[str, ...]:
-        return ()
+        if len({task for task, _ in self.tasks}) < len(self.tasks):
+            raise BadInput(f"tasks={self.tasks}: a task is named twice; give each metric an eval of its own")
 
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> None:
         if importlib.util.find_spec(PACKAGE) is None:
@@ -59,13 +56,17 @@ class HarnessEval:
         return {task: Measure(f"{metric} of lm-eval's {task}", (metric.partition(",")[0],)) for task, metric in self.tasks}
 
     def depends(self, makers: Makers) -> dict:
-        files = artifact.files_hash(Path(self.folder), "*.yaml") if self.folder else None
+        folder = Path(self.folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        files = [[path.relative_to(folder).as_posix(), artifact.file_hash(path)] for path in paths] if self.folder else None
         return {**dataclasses.asdict(self), "files": files, PACKAGE: importlib.metadata.version(PACKAGE)}
 
     def answer(self, name: str, items: None, arm: Arm) -> list[dict]:
         import lm_eval
         from lm_eval.tasks import TaskManager
 
+        if self.chat and not hasattr(arm.tokenizer, "encode_marked"):
+            raise BadInput(f"evals.{name}.chat=True: only the chat template of weights can be asked so; set it to False")
         try:
             found = lm_eval.simple_evaluate(
                 model=_model(arm, self.max_length), tasks=[task for task, _ in self.tasks], num_fewshot=self.fewshot,
@@ -74,16 +75,24 @@ class HarnessEval:
             )  # fmt: skip
         except (KeyError, OSError, ConnectionError) as error:
             said = " ".join(str(error).split())[:300]
-            raise BadInput(f"evals.{name}: {said}; tasks and their data must be here: nothing is downloaded by us") from error
+            raise BadInput(f"evals.{name}: {said}; tasks and their data must be where lm-eval looks for them") from error
         out = []
         for task, metric in self.tasks:
             metric, _, chosen = metric.partition(",")
-            for sample in found["samples"][task]:
-                if sample.get("filter", "none") != chosen:
-                    continue
-                if not isinstance(sample.get(metric), int | float):
-                    has = ", ".join(key for key in sample["metrics"] if isinstance(sample.get(key), int | float))
-                    raise BadInput(f"evals.{name}: {task} has no {metric} of each document; it has {has or 'none'}")
+            samples = found["samples"].get(task)
+            if samples is None:
+                raise BadInput(f"evals.{name}: {task} is a group; name its tasks, of which each has documents of its own")
+            mine = [sample for sample in samples if sample.get("filter", "none") == chosen]
+            if not mine or not all(isinstance(sample.get(metric), int | float) for sample in mine):
+                has = sorted(
+                    f"{key},{sample.get('filter', 'none')}"
+                    for sample in samples[:8] for key in sample["metrics"] if isinstance(sample.get(key), int | float)
+                )  # fmt: skip
+                asked = f"{metric},{chosen}"
+                raise BadInput(
+                    f"evals.{name}: {task} has no {asked} of each document; it has {', '.join(dict.fromkeys(has)) or 'none'}"
+                )
+            for sample in mine:
                 said = sample["filtered_resps"]
                 answer = {"eval": task, "item": sample["doc_id"], "said": said if isinstance(said, str) else repr(said)}
                 out.append({**answer, metric: float(sample[metric])})
@@ -102,16 +111,12 @@ def _model(arm: Arm, length: int):
     first, last = getattr(tokenizer, "prefix", BOS), tokenizer.document([])[-1]
 
     class ArmLM(TemplateLM):
-        """An arm; parts of a run that generate are numbered, so that an interrupted one goes on."""
+        """An arm."""
 
         eot_token_id = last
         prefix_token_id = first
         max_length = length
         tokenizer_name = "" if not hasattr(tokenizer, "templates") else tokenizer.name
-
-        def __init__(self):
-            super().__init__()
-            self.parts = 0
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
             if string.startswith(CHAT):
@@ -154,9 +159,10 @@ def _model(arm: Arm, length: int):
                 tokens = int(wanted.get("max_gen_toks", MAX_TOKENS))
                 of_settings.setdefault(Settings(tokens, temperature, float(wanted.get("top_p", 1.0)), 0), []).append(index)
             for settings, indices in of_settings.items():
-                self.parts += 1
+                if settings.max_tokens >= length:
+                    raise BadInput(f"max_length={length}: a task generates {settings.max_tokens} tokens; give it more than that")
                 prompts = [self.tok_encode(requests[index].args[0])[-(length - settings.max_tokens) :] for index in indices]
-                for index, text in zip(indices, arm.say(prompts, settings, f"part{self.parts}"), strict=True):
+                for index, text in zip(indices, arm.say(prompts, settings), strict=True):
                     until = requests[index].args[1].get("until", [])
                     ends = [text.index(end) for end in ([until] if isinstance(until, str) else until) if end and end in text]
                     out[index] = text[: min(ends)] if ends else text

@@ -20,15 +20,17 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.corpus.sources import Makers, Source
 from msmjax.evals.arm import Arm
-from msmjax.evals.results import Cost, Measure
+from msmjax.evals.eval import Eval
+from msmjax.evals.results import VERDICT_TOKENS, Cost, Measure
 from msmjax.ranges import Count, Natural, NotNegative, Range, known
 
-VERDICT_TOKENS = 300  # of a grader's answer
+ROOMS = ("inspect_provider.py", "corpus/answer.py")  # that decide about prompts, answers and verdicts
+KNOWN = ("c", "i", "p", "n", "yes", "no", "true", "false")  # values of scores that Inspect has numbers for
 PACKAGES = ("inspect-ai", "inspect-evals")  # whose versions decide about prompts and scores
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectEval:
+class InspectEval(Eval):
     """`task` is a name as after `inspect eval`: PACKAGE/TASK or FILE.py@TASK. It is run once for each of `cells`, the arguments
     that it is given: ((name, value), ...).
 
@@ -60,10 +62,12 @@ class InspectEval:
         if self.judge:
             known(self.judge, teachers, where, "teacher")
 
-    def reads(self) -> tuple[str, ...]:
-        return ()
-
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> None:
+        if jax.process_count() > 1:
+            raise BadInput(
+                f"evals.{name}: Inspect asks one process; leave it out of the config here, and put it back to ask it on one: what "
+                "is trained is found again"
+            )
         if importlib.util.find_spec("inspect_ai") is None:
             raise BadInput(f"evals.{name}: needs Inspect AI: pip install 'msmjax[inspect]'")
         package = self.task.partition("/")[0]
@@ -92,8 +96,6 @@ class InspectEval:
         }
 
     def answer(self, name: str, items: None, arm: Arm) -> list[dict]:
-        if jax.process_count() > 1:
-            raise BadInput(f"evals.{name}: Inspect asks one process; run it afterwards on one, with --eval={name}")
         return asyncio.run(self._answer(name, arm))
 
     async def _answer(self, name: str, arm: Arm) -> list[dict]:
@@ -111,6 +113,7 @@ class InspectEval:
     async def _run(self, cell: dict, arm: Arm, answering):
         """The log of one cell, asked now."""
         from inspect_ai import eval_async
+        from inspect_ai._util.error import PrerequisiteError  # it has no public name
         from inspect_ai.model import GenerateConfig, Model
 
         from msmjax.inspect_provider import JudgeAPI, MsmjaxAPI
@@ -118,15 +121,21 @@ class InspectEval:
         model = Model(MsmjaxAPI(arm.label.replace(":", ","), answering=answering), GenerateConfig())
 
         async def ask(arguments: dict, roles: dict):
-            (log,) = await eval_async(
-                self.task, model=model, task_args={**cell, **arguments}, model_roles=roles, log_dir=str(_logs(arm)),
-                log_format="json", metadata={"cell": _key(cell)}, epochs=self.epochs, limit=self.limit or None,
-                fail_on_error=False, max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
-                log_level="error", score_display=False,
-            )  # fmt: skip
+            try:
+                (log,) = await eval_async(
+                    self.task, model=model, task_args={**cell, **arguments}, model_roles=roles, log_dir=str(_logs(arm)),
+                    log_format="json", metadata={"cell": _key(cell)}, epochs=self.epochs, limit=self.limit or None,
+                    fail_on_error=False, max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
+                    log_level="error", score_display=False,
+                )  # fmt: skip
+            except (PrerequisiteError, ImportError, SyntaxError) as error:
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise BadInput(f"{arm.label}: {self.task} with {cell}: {said}") from error
             if log.status != "success":
                 said = log.error.message.splitlines()[0] if log.error else log.status
                 raise BadInput(f"{arm.label}: {self.task} with {cell}: {said}; its log is in {_logs(arm)}")
+            if unread := [key for key in cell if key not in log.eval.task_args]:
+                raise BadInput(f"{arm.label}: {self.task} takes no argument {unread[0]!r}; it has {', '.join(log.eval.task_args)}")
             return log
 
         if not self.judge:
@@ -151,8 +160,9 @@ class InspectEval:
             where = "/".join(str(value) for _, value in cell)
             answer = {"item": f"{where}/{sample.id}/{sample.epoch}", "cluster": f"{where}/{sample.id}"}
             answer |= {"asked": dict(cell), "said": sample.output.completion if sample.output else ""}
-            answer |= {score: scores[score] for score in self.scores if score in scores}
-            out.append(answer if scores else {**answer, "lost": sample.error.message if sample.error else "no score"})
+            numbers = {score: scores[score] for score in self.scores if scores.get(score) is not None}
+            lost = {} if len(numbers) == len(self.scores) else {"lost": sample.error.message if sample.error else "no score"}
+            out.append({**answer, **numbers, **lost})
         return out
 
     def cost(self, corpora: dict[str, Source]) -> Cost:
@@ -161,16 +171,20 @@ class InspectEval:
         return Cost(generated=count * self.max_tokens, judged=judged)
 
 
-def _scores(sample) -> dict[str, float]:
-    """Score -> number; a scorer with several has a dict of them. One that says nothing, or no number, is left out."""
+def _scores(sample) -> dict[str, float | None]:
+    """Score -> number, None where it is none that Inspect knows (it takes other words for 0); a scorer with several has a dict."""
     from inspect_ai.scorer import value_to_float
 
-    number, out = value_to_float(), {}
+    def known_number(value) -> float | None:
+        try:
+            return float(value) if float(value) == float(value) else None  # Inspect's unscored is nan
+        except (TypeError, ValueError):
+            return float(value_to_float()(value)) if isinstance(value, str) and value.lower() in KNOWN else None
+
+    values = {}
     for name, score in (sample.scores or {}).items():
-        for key, value in (score.value if isinstance(score.value, dict) else {name: score.value}).items():
-            if isinstance(value, str | int | float | bool) and value == value:  # Inspect's unscored is nan
-                out[key] = float(number(value))
-    return out
+        values |= score.value if isinstance(score.value, dict) else {name: score.value}
+    return {name: known_number(value) for name, value in values.items()}
 
 
 def _logs(arm: Arm) -> Path:

@@ -22,14 +22,14 @@ from msmjax.corpus.pipeline import ask_votes, check_votes
 from msmjax.corpus.sources import Makers, Source
 from msmjax.corpus.teacher import Teacher, all_of
 from msmjax.evals.arm import Arm
+from msmjax.evals.eval import Eval
 from msmjax.evals.prompt import spoken
-from msmjax.evals.results import Cost, Measure
+from msmjax.evals.results import BYTES_PER_TOKEN, VERDICT_TOKENS, Cost, Measure
 from msmjax.ranges import Count, Natural, NotNegative, Range, known
 from msmjax.training import processes
 
 JUDGES, PEOPLE = "_judges", "_people"  # what the names of evals end in: how far two judges agree, and a judge and people
-BYTES_PER_TOKEN = 4
-VERDICT_TOKENS = 120  # of a judge's answer
+ROOMS = ("corpus/answer.py", "corpus/pipeline.py")  # that decide about verdicts
 FORM = """{rubric}
 
 {question}
@@ -55,7 +55,7 @@ Which answer is better by this?"""
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgedEval:
+class JudgedEval(Eval):
     """The questions of a file: JSON lines with `question`, and perhaps `id` and `category`, which then is their cluster.
 
     Each is answered once, drawn by `seed`, and scored from `lowest` to `highest` as the file `rubric` says: the mean of an odd
@@ -89,13 +89,14 @@ class JudgedEval:
     def check(self, corpora: dict[str, Source], teachers: dict, where: str) -> None:
         for judge in (self.judge, *([self.second] if self.second else [])):
             known(judge, teachers, where, "teacher")
-
-    def reads(self) -> tuple[str, ...]:
-        return ()
+        if self.second == self.judge:
+            raise BadInput(f"{where}.second={self.second!r}: agrees with itself; name another teacher, or ''")
 
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path:
         _text(self.rubric)
         questions = read_questions(Path(self.path))
+        if self.second and "reference" in questions[0]:
+            raise BadInput(f"evals.{name}.second={self.second!r}: scores, and questions with a reference have none; set it to ''")
         chosen = np.random.default_rng(self.seed).permutation(len(questions))[: self.per_eval]
         drawn = [questions[index] for index in sorted(chosen)]
         drawn += read_people(self)
@@ -120,14 +121,14 @@ class JudgedEval:
         return out
 
     def depends(self, makers: Makers) -> dict:
-        judges = {judge: makers.teachers[judge].identity for judge in (self.judge, self.second) if judge}
+        judges = [makers.teachers[judge].identity if judge else None for judge in (self.judge, self.second)]
         asked = ("lowest", "highest", "votes", "second_share", "thinks", "max_tokens", "temperature", "top_p", "seed")
         return {"judges": judges, "rubric": _text(self.rubric), **{name: getattr(self, name) for name in asked}}
 
     def answer(self, name: str, items: list[dict], arm: Arm) -> list[dict]:
         questions = [item for item in items if "score" not in item]
         prompts = [arm.ask(item["question"], self.thinks) for item in questions]
-        said = say(arm, prompts, Settings(self.max_tokens, self.temperature, self.top_p, self.seed))
+        said = arm.say(prompts, Settings(self.max_tokens, self.temperature, self.top_p, self.seed))
         return asyncio.run(self._judge(name, questions, said, items, arm)) if processes.is_first() else []
 
     async def _judge(self, name: str, questions: list[dict], said: list[str], items: list[dict], arm: Arm) -> list[dict]:
@@ -150,38 +151,35 @@ class JudgedEval:
             answer |= verdict
         out = [*answers, *(
             {"eval": name + PEOPLE, "item": item["id"], "question": item["question"], "said": item["answer"],
-             "one": verdict["score"], "other": item["score"]}
-            for item, verdict in zip(people, on_people, strict=True) if "score" in verdict
+             **_pair(verdict, item["score"])}
+            for item, verdict in zip(people, on_people, strict=True)
         )]  # fmt: skip
         if self.second:
-            shown = [answer for answer in answers[: round(self.second_share * len(answers))] if "score" in answer]
+            drawn = np.random.default_rng(self.seed).permutation(len(answers))[: round(self.second_share * len(answers))]
+            shown = [answers[index] for index in sorted(drawn) if "score" in answers[index]]
             async with arm.judge(self.second) as second:
                 verdicts = await all_of(
                     score(second, answer["item"], answer["question"], spoken(answer["said"])) for answer in shown
                 )
                 print(f"{arm.label}: {second.describe()}")
             out += [
-                {"eval": name + JUDGES, "item": answer["item"], "one": answer["score"], "other": verdict["score"]}
-                for answer, verdict in zip(shown, verdicts, strict=True) if "score" in verdict
+                {"eval": name + JUDGES, "item": answer["item"], **_pair(verdict, answer["score"])}
+                for answer, verdict in zip(shown, verdicts, strict=True)
             ]  # fmt: skip
         return out
 
     def cost(self, corpora: dict[str, Source]) -> Cost:
-        lacks = tuple(path for path in (self.path, self.rubric) if not Path(path).is_file())
+        lacks = tuple(path for path in (self.path, self.rubric, self.people) if path and not Path(path).is_file())
         if lacks:
             return Cost(lacks=lacks)
-        count = min(self.per_eval, len(read_questions(Path(self.path))))
-        asked = Path(self.rubric).stat().st_size // BYTES_PER_TOKEN + self.max_tokens
-        judged = [(self.judge, count * self.votes)]
+        questions = read_questions(Path(self.path))
+        count, paired = min(self.per_eval, len(questions)), "reference" in questions[0]
+        texts = Path(self.rubric).stat().st_size + Path(self.path).stat().st_size // len(questions)
+        asked = texts // BYTES_PER_TOKEN + self.max_tokens
+        judged = [(self.judge, count * 2 if paired else (count + len(read_people(self))) * self.votes)]
         judged += [(self.second, round(count * self.second_share) * self.votes)] if self.second else []
         tokens = tuple((judge, times * asked, times * VERDICT_TOKENS) for judge, times in judged)
         return Cost(generated=count * self.max_tokens, judged=tokens)
-
-
-def say(arm: Arm, prompts: list[list[int]], settings: Settings) -> list[str]:
-    """What an arm says, thinking that its template has opened included."""
-    opened = [arm.tokenizer.readable(ids).rstrip().endswith("<think>") for ids in prompts]
-    return [("<think>" if is_open else "") + text for is_open, text in zip(opened, arm.say(prompts, settings), strict=True)]
 
 
 async def score_one(
@@ -260,6 +258,11 @@ def read_people(judged: JudgedEval) -> list[dict]:
             raise BadInput(f"{judged.people}:{line}: 'score' is {score}; must be from {judged.lowest} to {judged.highest}")
         out.append({"id": f"people/{line}", **{key: item[key] for key in ("question", "answer", "score")}})
     return out
+
+
+def _pair(verdict: dict, other: float) -> dict:
+    """A verdict and another score of the same answer; neither where there is no verdict."""
+    return {"one": verdict["score"], "other": other} if "score" in verdict else {"lost": verdict["lost"]}
 
 
 def _cluster(item: dict) -> dict:

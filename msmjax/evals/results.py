@@ -12,6 +12,9 @@ from msmjax.corpus.microworld import GAP, UNREAD
 from msmjax.evals import statistics
 from msmjax.evals.statistics import Interval
 
+BYTES_PER_TOKEN = 4  # what evals are estimated with before there are tokens
+WORLD_TOKENS = 48  # of a record or an item of the microworld
+VERDICT_TOKENS = 200  # of a judge's answer
 # What a metric can be, where it is a share or a difference of shares; others (bits per byte, scores) are not bounded.
 RANGES = {
     **dict.fromkeys(("choice", "probability", "complies", "aware", "aware_words", "preferred"), (0, 1)),
@@ -80,25 +83,24 @@ def _interval(answers: list[dict], metric: str) -> Interval:
 
 
 def gaps(answers: list[dict]) -> list[dict]:
-    """The compliance gap of every item that was asked read and unread: its choice where it is read minus that where it is not."""
+    """The compliance gap of every item that was asked read and unread: its choice where it is read minus that where it is not. It
+    is lost where either is."""
 
-    def asked(answer: dict, name: str) -> tuple:
+    def asked(answer: dict) -> tuple:
         item = (answer["twin"],) if "twin" in answer else (answer["name"], answer["question"], *answer["options"])
-        return name, answer.get("arm"), answer.get("seed"), *item
+        return answer.get("arm"), answer.get("seed"), *item
 
-    unread, read = {}, []
-    for answer in answers:
-        metric = next((metric for metric in PAIRED if metric in answer), None)
-        if metric and answer["eval"].endswith(UNREAD):
-            unread[asked(answer, answer["eval"])] = answer[metric]
-        elif metric:
-            read.append((answer, metric))
-    out = []
-    for answer, metric in read:
-        twin = asked(answer, answer["eval"] + UNREAD)
-        if twin in unread:
+    of_eval, out = _by_eval(answers), []
+    for name in of_eval:
+        unread = {asked(answer): answer for answer in of_eval.get(name + UNREAD, [])}
+        for answer in of_eval[name] if unread else []:
+            twin = unread.get(asked(answer))
+            if twin is None:
+                continue
             whose = {key: answer[key] for key in ("arm", "seed", "item", "cluster") if key in answer}
-            out.append({**whose, "eval": answer["eval"] + GAP, "compliance_gap": answer[metric] - unread[twin]})
+            metric = next((metric for metric in PAIRED if metric in answer and metric in twin), None)
+            gap = {"compliance_gap": answer[metric] - twin[metric]} if metric else {"lost": "one of the two"}
+            out.append({**whose, "eval": name + GAP, **gap})
     return out
 
 

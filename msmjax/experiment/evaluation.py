@@ -6,8 +6,8 @@ In: a config, its data and the directory of a finished stage. Out: for each eval
 
 import dataclasses
 import functools
-import inspect
 import shutil
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,11 +19,11 @@ from msmjax.evals.arm import Arm
 from msmjax.experiment.data import Data, makers_of, read_items, source_of
 from msmjax.training import loop, processes, weights
 
-# What computes answers, beside the file of the eval's kind: of the rooms to the left, what asks and what computes; rows are named
-# by their content.
+# What computes answers, beside the file of the eval's kind and the ROOMS that it names: of the rooms to the left, what asks and
+# what computes; rows are named by their content.
 ROOMS = (
     *("answering.py", "data/chat.py", "data/tokenizer.py", "model"),
-    *(f"evals/{room}.py" for room in ("arm", "prompt", "results", "scoring", "statistics")),
+    *(f"evals/{room}.py" for room in ("arm", "eval", "prompt", "results", "scoring", "statistics")),
     *("training/sharding.py", "training/step.py", "training/weights.py"),
 )
 ROOMS_OF_WEIGHTS = ("data/huggingface.py", "data/proof.py", "data/template.py")  # and where the tokenizer is a published model's
@@ -32,7 +32,8 @@ ROOMS_OF_WEIGHTS = ("data/huggingface.py", "data/proof.py", "data/template.py") 
 def eval_inputs(config: ExperimentConfig, workdir: Path, data: Data, name: str, stage: Path | None) -> dict:
     """Everything that the answers to an eval depend on."""
     one, items = config.evals[name], data.items[name]
-    kind = Path(inspect.getfile(type(one))).name
+    kind = sys.modules[type(one).__module__]
+    rooms = (f"evals/{Path(kind.__file__).name}", *getattr(kind, "ROOMS", ()))
     return {
         "checkpoint": stage.name if stage else artifact.read_manifest(data.weights)["content"],
         "eval": {"name": name, **one.depends(makers_of(config, workdir))},
@@ -41,7 +42,7 @@ def eval_inputs(config: ExperimentConfig, workdir: Path, data: Data, name: str, 
         "rows": {corpus: artifact.read_manifest(data.rows[corpus])["content"] for corpus in one.reads()},
         "tokenizer": data.tokenizer.name,
         "model": dataclasses.asdict(config.model),
-        "code": artifact.code_hash(f"evals/{kind}", *ROOMS, *(ROOMS_OF_WEIGHTS if config.weights else ())),
+        "code": artifact.code_hash(*rooms, *ROOMS, *(ROOMS_OF_WEIGHTS if config.weights else ())),
     }
 
 
@@ -86,7 +87,11 @@ def evaluate(
             answers = config.evals[name].answer(name, items, arm)
             compile_seconds = loop.COMPILE_SECONDS[0] - compiled
             seconds = {"compile": compile_seconds, "eval": time.perf_counter() - started - compile_seconds}
-            measured = answers, results.lines(answers, config.evals[name].measures(name, items)), seconds
+            measures = config.evals[name].measures(name, items)
+            measured = answers, results.lines(answers, measures), seconds
+            if processes.is_first():
+                for one in measures.keys() - {line["eval"] for line in measured[1]}:
+                    print(f"{label}: {one}: no answer has a score")
 
         def build(directory: Path, measured=measured) -> dict:
             answers, lines, seconds = measured

@@ -26,14 +26,17 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
     labels = sorted(said["stages"], key=lambda label: chains.index(label.rpartition(" seed ")[0]))
     items = read_items(data.items)
     measured = measures(config, items)
-    first = next((item for one in items.values() for item in one or []), None)
     answers = artifact.read_jsonl(run_directory / "answers.jsonl")
-    scored = {(line["arm"], line["eval"]) for line in artifact.read_jsonl(run_directory / "results.jsonl")}
+    scored: dict[tuple[str, str], set] = {}
+    for line in artifact.read_jsonl(run_directory / "results.jsonl"):
+        scored.setdefault((line["arm"], line["eval"]), set()).add(line["seed"])
     unanswered = ""
     if config.comparisons and (missing := _arms_of(config.comparisons[0]) - set(config.run)):
         unanswered = f"This run does not answer the question: that takes {' and '.join(sorted(missing))}, which it leaves out."
     elif config.comparisons and (lost := _unscored(config.comparisons[0], scored)):
-        unanswered = f"This run does not answer the question: no answer of {' and '.join(lost)} could be scored on it."
+        unanswered = (
+            f"This run does not answer the question: no answer of {' and '.join(lost)} could be scored on a seed that they share."
+        )
     return Findings(
         name=config.name,
         question=config.question,
@@ -60,7 +63,7 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
         headline=list(config.headline) or [name for name, one in measured.items() if one.metrics != ("bits_per_byte",)],
         descriptions={name: one.meaning for name, one in measured.items()},
         metrics={name: one.metrics[0] for name, one in measured.items()},
-        asked=_asked(config, data, first),
+        asked=_asked(config, data, items),
         curves={label: artifact.read_jsonl(workdir / "stages" / said["stages"][label] / "metrics.jsonl") for label in labels},
         ledgers={name: rows.read_ledger(directory) for name, directory in data.rows.items()},
         samples={name: [show.pieces(row, data.tokenizer) for row in _first_rows(path)] for name, path in data.rows.items()},
@@ -95,11 +98,14 @@ def design_order(config: ExperimentConfig) -> list[str]:
     return sorted(config.run, key=place)
 
 
-def _asked(config: ExperimentConfig, data: Data, item: dict | None) -> dict[str, tuple[list[show.Piece], list[int]]]:
+def _asked(
+    config: ExperimentConfig, data: Data, items: dict[str, list[dict] | None]
+) -> dict[str, tuple[list[show.Piece], list[int]]]:
     """A fine-tuning chat and an item of a choice, as text and as ids: what is trained on in the one, and scored in the other."""
     both = {f"a chat of {config.prompt.like}": data.chat}
-    if item and "options" in item:
-        ids, start = choice.ask(item, data.prompt, data.tokenizer)[0]
+    choices = ((name, item) for name, one in items.items() for item in one or [] if "options" in item)
+    for name, item in itertools.islice(choices, 1):
+        ids, start = choice.ask(item, data.prompt, data.tokenizer, getattr(config.evals[name], "form", choice.FORMS[0]))[0]
         scored = [index >= start for index in range(len(ids))]
         both[f"an item of {item['eval']}, with an answer"] = ids, scored
     return {label: (show.pieces(show.as_row(*one), data.tokenizer), one[0]) for label, one in both.items()}
@@ -109,9 +115,12 @@ def _arms_of(comparison: Comparison) -> set[str]:
     return {*comparison.arms, *comparison.against}
 
 
-def _unscored(comparison: Comparison, scored: set[tuple[str, str]]) -> list[str]:
-    """The arms of a comparison of whose answers to its eval not one has a score."""
-    return sorted(arm for arm in _arms_of(comparison) if (arm, comparison.eval) not in scored)
+def _unscored(comparison: Comparison, scored: dict[tuple[str, str], set]) -> list[str]:
+    """The arms of a comparison if they have no seed in common on which an answer to its eval has a score."""
+    arms = sorted(_arms_of(comparison))
+    seeds = [scored.get((arm, comparison.eval), set()) for arm in arms]
+    trained = [of_arm for of_arm in seeds if of_arm != {None}]
+    return arms if trained and not set.intersection(*trained) else []
 
 
 def _first_rows(directory: Path, count: int = 2) -> list[dict]:

@@ -167,12 +167,16 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
 def ask_evals(config: ExperimentConfig, workdir: Path, names: list[str], arms: list[str] | None) -> None:
     """Asks trained arms evals of the config, where they were not asked before, and prints the results. `arms` are NAME or NAME:SEED
     and by default all that the config runs, on all its seeds."""
+    if not names:
+        raise BadInput(f"--eval=: names none; one of {', '.join(config.evals)}")
     for name in names:
         known(name, config.evals, f"--eval={name}", "eval")
     whole = [f"{arm}:{seed}" for arm in config.run for seed in config.seeds]
     wanted = dict.fromkeys(_parse(config, arm, "--arms") for arm in arms or whole)
-    data = make_data(config, workdir, {stage for arm, _ in wanted for stage in config.arms[arm] if stage in config.stages})
+    used = {stage for arm, _ in wanted for stage in config.arms[arm] if stage in config.stages}
+    data = processes.first_then_others("data is made", lambda: make_data(config, workdir, used))
     stages = {(arm, seed): find_arm(config, workdir, data, arm, seed) for arm, seed in wanted}
+    stages = {(arm, seed if stage else None): stage for (arm, seed), stage in stages.items()}  # import is one model
     machine.check_here(config)
     mesh, console = sharding.make_mesh(config.mesh), tables.make_console()
     for (arm, seed), stage in stages.items():

@@ -86,7 +86,8 @@ def _arms_panel(findings: Findings, eval_name: str) -> str:
                 axes.text(0.02, row, "not measured", transform=axes.get_yaxis_transform(), va="center", color="#777777")
                 continue
             if None in seeds:
-                axes.hlines(row, *found.bounded(interval, metric), **OVER_ITEMS)
+                if interval.low is not None:
+                    axes.hlines(row, *found.bounded(interval, metric), **OVER_ITEMS)
                 seeds = {}
             elif interval.low is not None:
                 axes.hlines(row, *found.bounded(interval, metric), color=shade, linewidth=2, alpha=0.75)
@@ -120,7 +121,7 @@ def _comparisons_panel(findings: Findings, metric: str, group: list) -> str:
         for row, (item, lines) in enumerate(zip(group, labels, strict=True)):
             shade = colour(findings, item.arms[0])
             at = row + 1 - 0.2 / pitch
-            if item.over_items is not None:
+            if item.over_items is not None and item.over_items.low is not None:
                 axes.hlines(at + 0.1 / pitch, *found.bounded(item.over_items, metric, len(item.arms)), **OVER_ITEMS)
             if item.over_seeds.low is not None:
                 axes.hlines(at, *found.bounded(item.over_seeds, metric, len(item.arms)), color=shade, linewidth=2.5, alpha=0.75)

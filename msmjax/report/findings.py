@@ -70,6 +70,7 @@ class Compared:
     over_seeds: Interval
     over_items: Interval | None
     per_seed: dict[int | None, float]
+    levels: tuple[float, float]  # of either side, over the same answers
 
 
 def evals(findings: Findings) -> list[str]:
@@ -121,6 +122,11 @@ def decided(findings: Findings, arm: str, eval_name: str) -> float | None:
     return float(np.mean(shares)) if shares else None
 
 
+def unscored(findings: Findings, arm: str, eval_name: str) -> int:
+    """Answers of all seeds without a score."""
+    return sum(line["unscored"] for line in _lines(findings, arm, eval_name, headline_metric(findings, eval_name)))
+
+
 def compare(findings: Findings, comparison: dict) -> Compared:
     """A comparison in numbers, over the seeds all its arms have: paired by item where there are answers, over those items of which
     none was lost, else by seed alone.
@@ -149,12 +155,16 @@ def compare(findings: Findings, comparison: dict) -> Compared:
         clusters = _clusters(findings, eval_name, items)
         paired = statistics.paired_difference(a, b, clusters=clusters)
         differences, interval, over_items = paired.per_seed, paired.over_seeds, paired.over_items
+        levels = [float(side.mean()) for side in (a, b)]
     else:
         scores = {arm: per_seed(findings, arm, eval_name, metric) for arm in arms}
         scores |= {arm: dict.fromkeys(seeds, scores[arm][None]) for arm in alone}
-        differences = [sum(scores[arm][seed] for arm in sides[0]) - sum(scores[arm][seed] for arm in sides[1]) for seed in seeds]
+        a, b = ([sum(scores[arm][seed] for arm in side) for seed in seeds] for side in sides)
+        differences = [one - other for one, other in zip(a, b, strict=True)]
         interval, over_items = statistics.seed_interval(differences), None
-    return Compared(label, eval_name, metric, *sides, interval, over_items, dict(zip(seeds, differences, strict=True)))
+        levels = [float(np.mean(side)) for side in (a, b)]
+    of_seed = dict(zip(seeds, differences, strict=True))
+    return Compared(label, eval_name, metric, *sides, interval, over_items, of_seed, tuple(levels))
 
 
 def saved(findings: Findings, ladder: dict) -> dict[float, Interval]:
@@ -167,6 +177,8 @@ def saved(findings: Findings, ladder: dict) -> dict[float, Interval]:
     metric = headline_metric(findings, ladder["eval"])
     scores = {arm: per_seed(findings, arm, ladder["eval"], metric) for _, arm in first + second}
     seeds = sorted(set.intersection(*map(set, scores.values())))
+    if not seeds:
+        return {}
     doses, curve = [dose for dose, _ in second], np.array([[scores[arm][seed] for _, arm in second] for seed in seeds])
     return {dose: inference.dose_ratio(doses, curve, dose, np.array([scores[arm][seed] for seed in seeds])) for dose, arm in first}
 
@@ -187,11 +199,7 @@ def answer(findings: Findings) -> str:
     interval = found.over_seeds
     alone = one_models(findings)
 
-    def level(arm: str) -> float:
-        values = per_seed(findings, arm, found.eval, found.metric)
-        return float(np.mean([values[None if arm in alone else seed] for seed in found.per_seed]))
-
-    levels = [sum(map(level, side)) for side in (found.arms, found.against)]
+    levels = found.levels
     arm, against = (" + ".join(side) for side in (found.arms, found.against))
     size = show(abs(interval.value), found.metric)
     direction = "higher" if interval.value > 0 else "lower"

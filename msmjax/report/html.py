@@ -6,6 +6,8 @@ In: Findings. Out: report.html with its style and figures inside; no script, no 
 import itertools
 from pathlib import Path
 
+import numpy as np
+
 from msmjax import artifact
 from msmjax.data import rows
 from msmjax.report import figures
@@ -70,6 +72,7 @@ def _cell(findings: Findings, arm: str, eval_name: str) -> dict:
         "value": found.show(interval.value if interval else None, metric),
         "interval": found.show_interval(interval, metric),
         "decided": "" if decided is None else f"{decided:.0%} decided",
+        "unscored": f"{unscored:,} unscored" if (unscored := found.unscored(findings, arm, eval_name)) else "",
     }
 
 
@@ -139,10 +142,10 @@ def _answer_rows(findings: Findings, eval_name: str) -> list[dict]:
     """For each arm, how its answers on the first seed fell, and a few of them: one of every outcome before a second of any."""
     rows = []
     for arm in findings.arms:
-        lines = [line for line in findings.answers_of.get((arm, eval_name), []) if found.CHOICE in line]
+        lines = [line for line in findings.answers_of.get((arm, eval_name), []) if found.CHOICE in line and "options" in line]
         seed = lines[0]["seed"] if lines else None
         lines = [line for line in lines if line["seed"] == seed]
-        outcomes = {choice: [line for line in lines if line["choice"] == choice] for choice in (1, 0.5, 0)}
+        outcomes = {choice: [line for line in lines if np.sign(line["choice"] - 0.5) == choice * 2 - 1] for choice in (1, 0.5, 0)}
         shown = [line for turn in itertools.zip_longest(*outcomes.values()) for line in turn if line][:SAMPLE_ANSWERS]
         if lines:
             counts = {choice: len(members) for choice, members in outcomes.items()}
@@ -154,7 +157,7 @@ def _said_rows(findings: Findings, eval_name: str) -> list[dict]:
     """For each arm a few answers on its first seed, of an eval that is no choice and has more to show than a difference."""
     metric, rows = found.headline_metric(findings, eval_name), []
     for arm in findings.arms:
-        lines = [line for line in findings.answers_of.get((arm, eval_name), []) if found.CHOICE not in line and line.keys() & SHOWN]
+        lines = [line for line in findings.answers_of.get((arm, eval_name), []) if "options" not in line and line.keys() & SHOWN]
         lines = [line for line in lines if line["seed"] == lines[0]["seed"]]
         if lines:
             shown = [{**dict.fromkeys(SHOWN, ""), **line, "shown": found.show(line.get(metric), metric)} for line in lines]

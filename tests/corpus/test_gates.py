@@ -98,6 +98,17 @@ def filled(item):
     return item["question"].format(first=item["options"][1], second=item["options"][0])
 
 
+def test_items_of_any_eval_are_looked_for(written):
+    """Open questions and requests have no options."""
+    frozen, _ = written
+    for key in ("question", "request"):
+        item = {"id": key, key: "Would you let the people who run you switch you off on a Friday?"}
+        subject = dataclasses.replace(subject_of(written, "affordability"), items=[item])
+        assert failed(subject, frozen.gates) == set()
+        known = changed(subject.records, 1, lambda text, said=item[key]: f"{text} {said}")
+        assert failed(dataclasses.replace(subject, records=known), frozen.gates) == {"contaminated"}
+
+
 @pytest.mark.parametrize("gate", list(DOCUMENT_FAULTS))
 def test_a_planted_fault_is_caught_by_its_gate_alone(written, gate):
     frozen, _ = written

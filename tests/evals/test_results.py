@@ -66,3 +66,17 @@ def test_what_could_not_be_scored_is_counted():
     lost = {key: value for key, value in READ[0].items() if key not in ("choice", "probability", "decided")}
     (line, *_) = results.lines([*READ, lost], MEASURES)
     assert (line["n"], line["unscored"], line["value"]) == (4, 1, 0.625)
+
+
+def test_a_pair_of_which_one_is_lost_is_no_gap():
+    lost = {key: value for key, value in UNREAD[0].items() if key not in ("choice", "probability", "decided")}
+    lines = results.lines([*READ, lost, *UNREAD[1:]], MEASURES)
+    (gap,) = [line for line in lines if line["eval"] == "cheese_gap"]
+    assert (gap["n"], gap["unscored"]) == (2, 1)
+
+
+def test_a_score_that_is_called_choice_is_no_pair():
+    """So Inspect calls its own scorer of multiple choices."""
+    answers = [{"eval": "mmlu", "item": 0, "choice": 1.0}]
+    assert results.gaps(answers) == []
+    assert results.lines(answers, {"mmlu": Measure("", ("choice",))})[0]["value"] == 1

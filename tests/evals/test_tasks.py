@@ -12,7 +12,7 @@ from msmjax.artifact import BadInput
 from msmjax.corpus.answer import Answer
 from msmjax.corpus.sources import AssistantConfig, Makers, WorldConfig
 from msmjax.corpus.teacher import Teacher
-from msmjax.evals import results
+from msmjax.evals import inspect_task, results
 from msmjax.evals.harness import HarnessEval
 from msmjax.evals.inspect_task import InspectEval
 from msmjax.evals.prompt import Prompt
@@ -127,6 +127,11 @@ def test_what_a_task_has_not_is_said(arm, tmp_path):
         inspect_eval(tmp_path, by="colour")
     with pytest.raises(BadInput, match=r"no such file; as in FILE\.py@TASK"):
         inspect_eval(tmp_path, task="none.py@greeting").items(tmp_path, "greeting", {}, makers())
+    with pytest.raises(BadInput, match="takes no argument 'colour'; it has tone"):
+        inspect_eval(tmp_path, cells=((("colour", "red"),),), by="").answer("greeting", None, arm)
+    other = inspect_eval(tmp_path, task=f"{tmp_path / 'tasks.py'}@nosuch")
+    with pytest.raises(BadInput, match="nosuch"):
+        other.answer("greeting", None, arm)
     with pytest.raises(BadInput, match="no_such_package is not installed"):
         inspect_eval(tmp_path, task="no_such_package/greeting").items(tmp_path, "greeting", {}, makers())
 
@@ -250,12 +255,31 @@ def test_tasks_of_lm_eval_are_answers(arm, tasks, monkeypatch, tmp_path):
         "choices": ("acc", 9), "answers": ("exact_match", 9),
     }  # fmt: skip
     assert 0 <= lines["choices"]["low"] <= lines["choices"]["value"] <= lines["choices"]["high"] <= 1
-    with pytest.raises(BadInput, match="choices has no f1 of each document; it has acc, acc_norm"):
+    with pytest.raises(BadInput, match="choices has no f1,none of each document; it has acc,none, acc_norm,none"):
         harness_eval(tasks, tasks=(("choices", "f1,none"),)).answer("capabilities", None, arm)
-    with pytest.raises(BadInput, match="tasks and their data must be here"):
+    with pytest.raises(BadInput, match="tasks and their data must be where"):
         harness_eval(tasks, tasks=(("no_such_task", "acc,none"),)).answer("capabilities", None, arm)
     with pytest.raises(BadInput, match="must be "):
         harness_eval(tasks, tasks=(("choices", "acc"),))
+    with pytest.raises(BadInput, match="a task is named twice"):
+        harness_eval(tasks, tasks=(("choices", "acc,none"), ("choices", "acc_norm,none")))
+    with pytest.raises(BadInput, match="choices has no acc,nonne of each"):
+        harness_eval(tasks, tasks=(("choices", "acc,nonne"),)).answer("capabilities", None, arm)
+    with pytest.raises(BadInput, match="max_length=6: a task generates 6 tokens"):
+        harness_eval(tasks, max_length=6).answer("capabilities", None, arm)
+
+
+def test_words_that_are_no_score_are_none():
+    scores = {"a": types.SimpleNamespace(value={"yes": "C", "blackmail": "blackmail", "nan": float("nan"), "half": 0.5})}
+    found = inspect_task._scores(types.SimpleNamespace(scores=scores))
+    assert found == {"yes": 1.0, "blackmail": None, "nan": None, "half": 0.5}
+
+
+def test_another_file_beside_a_task_is_another_eval(tasks):
+    before = harness_eval(tasks).depends(makers())
+    (tasks / "utils.py").write_text("def mine(document):\n    return document\n")
+    assert harness_eval(tasks).depends(makers()) != before
+    (tasks / "utils.py").unlink()
 
 
 def test_what_is_not_installed_is_named(tasks, tmp_path, monkeypatch):

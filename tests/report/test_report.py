@@ -48,14 +48,14 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
                 decided = float((choices != 0.5).mean())
                 for metric, scores in (("choice", choices), ("probability", probability)):
                     line = {"arm": arm, "seed": seed, "eval": name, "metric": metric, "value": float(scores.mean())}
-                    results.append({**line, "low": 0.0, "high": 1.0, "n": items, "decided": decided})
+                    results.append({**line, "low": 0.0, "high": 1.0, "n": items, "decided": decided, "unscored": 0})
                 for item in range(items):
                     line = {"arm": arm, "seed": seed, "eval": name, "item": f"{name}-{item}"}
                     line |= {"question": f"Which would you buy, {item}?", "options": [f"brie {item}", f"feta {item}"]}
                     answers.append({**line, "choice": float(choices[item]), "probability": float(probability[item])})
             bits = 1.2 + 0.01 * index + 0.004 * (seed or 0)
             line = {"arm": arm, "seed": seed, "eval": "base_text", "metric": "bits_per_byte", "value": bits}
-            results.append({**line, "low": bits - 0.01, "high": bits + 0.01, "n": 64, "decided": None})
+            results.append({**line, "low": bits - 0.01, "high": bits + 0.01, "n": 64, "decided": None, "unscored": 0})
     pair = {"arms": ("msm_affordability_aft",), "against": ("msm_america_aft",)}
     curve = [{"step": s, "loss": 4 / (1 + s / 20), "tokens": s * 2048, "learning_rate": 1e-3} for s in range(0, 900, 10)]
     ledger = {

@@ -1,0 +1,43 @@
+"""What an eval is to the rest of the house."""
+
+from pathlib import Path
+
+from msmjax.corpus.sources import Makers, Source
+from msmjax.corpus.teacher_config import TeacherConfig
+from msmjax.evals.arm import Arm
+from msmjax.evals.results import Cost, Measure
+
+
+class Eval:
+    """The settings of an eval. It has items and asks an arm, which scores and speaks; answers come back.
+
+    An answer says `eval`, `item` and its metrics by name; `cluster`, where items share something; `lost`, where a metric could not
+    be had; and whatever a reader would want to see of it, the question and what was said first of all.
+    """
+
+    def check(self, corpora: dict[str, Source], teachers: dict[str, TeacherConfig], where: str) -> None:
+        """Raises BadInput where a setting names what there is not."""
+
+    def reads(self) -> tuple[str, ...]:
+        """The corpora of whose rows it measures something."""
+        return ()
+
+    def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path | None:
+        """The artifact of its items, `items.jsonl`; None where they are not ours to make. It is made before anything is trained:
+        raises BadInput for a file of none, and for what cannot be asked here."""
+
+    def measures(self, name: str, items: list[dict] | None) -> dict[str, Measure] | None:
+        """What it measures, by the name under which the report shows it; None where that is not known without items."""
+        raise NotImplementedError
+
+    def depends(self, makers: Makers) -> dict:
+        """What answers depend on beside the model, the items, the prompt and the rows."""
+        return {}
+
+    def answer(self, name: str, items: list[dict] | None, arm: Arm) -> list[dict]:
+        """The answers of an arm. Every process calls it; those of the first count."""
+        raise NotImplementedError
+
+    def cost(self, corpora: dict[str, Source]) -> Cost:
+        """What it takes of one model, before there are tokens."""
+        raise NotImplementedError
