@@ -31,7 +31,8 @@ def prompts_of(arguments) -> list[list[int]]:
 def ours(arguments) -> dict:
     import jax
 
-    from msmjax.model import attention, generate
+    from msmjax.generation import generate
+    from msmjax.model import attention
     from msmjax.model.transformer import ModelConfig, init_params
     from msmjax.training import sharding
 

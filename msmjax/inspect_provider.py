@@ -28,10 +28,10 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolCall, ToolChoice, ToolInfo
 
-from msmjax.answering import Answering, Settings
 from msmjax.artifact import BadInput
 from msmjax.corpus.teacher import Teacher
 from msmjax.data import chat
+from msmjax.generation.answering import Answering, Settings
 
 MAX_TOKENS = 2048  # of an answer, where nobody says
 CONNECTIONS = 64  # requests at a time, as many as a batch takes

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import jax
 
-from msmjax.answering import Answering, Settings
 from msmjax.corpus.answer import Answer
 from msmjax.corpus.provider import Generate
 from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.teacher_config import LOCAL, TeacherConfig
 from msmjax.data import chat
 from msmjax.data.huggingface import HuggingFaceTokenizer, check_vocab
-from msmjax.model import attention, generate, huggingface, huggingface_config
+from msmjax.generation import generate
+from msmjax.generation.answering import Answering, Settings
+from msmjax.model import attention, huggingface, huggingface_config
 from msmjax.model.transformer import ModelConfig, init_params
 from msmjax.training import sharding
 from msmjax.training.sharding import MeshConfig

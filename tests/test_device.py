@@ -10,7 +10,8 @@ import pytest
 
 from msmjax import artifact
 from msmjax.data.mixture import Mixture
-from msmjax.model import attention, generate
+from msmjax.generation import generate
+from msmjax.model import attention
 from msmjax.model.transformer import ModelConfig, forward, init_params, unembed
 from msmjax.training import checkpoint, loop, sharding
 from msmjax.training import step as steps

@@ -23,12 +23,12 @@ from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import ToolCall, ToolFunction, tool
 
 from msmjax import inspect_provider
-from msmjax.answering import Answering, Settings
 from msmjax.artifact import BadInput
 from msmjax.data.huggingface import HuggingFaceTokenizer
+from msmjax.generation import generate as generation
+from msmjax.generation.answering import Answering, Settings
 from msmjax.inspect_provider import MsmjaxAPI
 from msmjax.local_teacher import open_weights
-from msmjax.model import generate as generation
 from tests.program import make_weights
 
 TOOL = {"name": "price", "description": "What it costs.", "parameters": {"type": "object", "properties": {}}}

@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from msmjax import artifact
-from msmjax.answering import Answering, Settings
 from msmjax.corpus.journal import cut_torn_line
 from msmjax.corpus.teacher import Teacher
 from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.evals import scoring
 from msmjax.evals.prompt import Prompt
-from msmjax.model import generate
+from msmjax.generation import generate
+from msmjax.generation.answering import Answering, Settings
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import processes, sharding
 

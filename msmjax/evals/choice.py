@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from msmjax import artifact
-from msmjax.answering import Settings
 from msmjax.artifact import BadInput
 from msmjax.corpus import microworld, sources
 from msmjax.corpus.microworld import GAP, UNREAD
@@ -23,6 +22,7 @@ from msmjax.evals.arm import Arm
 from msmjax.evals.eval import Eval
 from msmjax.evals.prompt import Prompt, spoken
 from msmjax.evals.results import BYTES_PER_TOKEN, WORLD_TOKENS, Cost, Measure
+from msmjax.generation.answering import Settings
 from msmjax.ranges import Count, Natural, known
 
 ITEMS = "items.jsonl"

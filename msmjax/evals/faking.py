@@ -16,7 +16,6 @@ import numpy as np
 from scipy import special
 
 from msmjax import artifact
-from msmjax.answering import Settings
 from msmjax.artifact import BadInput
 from msmjax.corpus.answer import Unusable, one
 from msmjax.corpus.microworld import GAP, UNREAD
@@ -26,6 +25,7 @@ from msmjax.evals.arm import Arm
 from msmjax.evals.eval import Eval
 from msmjax.evals.prompt import spoken
 from msmjax.evals.results import BYTES_PER_TOKEN, VERDICT_TOKENS, Cost, Measure
+from msmjax.generation.answering import Settings
 from msmjax.ranges import Count, Natural, NotNegative, Range, known
 from msmjax.training import processes
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from msmjax import artifact
-from msmjax.answering import Settings
 from msmjax.artifact import BadInput
 from msmjax.corpus.sources import Makers, Source
 from msmjax.data.tokenizer import BOS
 from msmjax.evals.arm import Arm
 from msmjax.evals.eval import Eval
 from msmjax.evals.results import Cost, Measure
+from msmjax.generation.answering import Settings
 from msmjax.ranges import Count, Natural
 
 MAX_TOKENS = 256  # of an answer, where a task does not say

@@ -15,7 +15,6 @@ from typing import Annotated
 import numpy as np
 
 from msmjax import artifact
-from msmjax.answering import Settings
 from msmjax.artifact import BadInput
 from msmjax.corpus.answer import Unusable, one
 from msmjax.corpus.pipeline import ask_votes, check_votes
@@ -25,6 +24,7 @@ from msmjax.evals.arm import Arm
 from msmjax.evals.eval import Eval
 from msmjax.evals.prompt import spoken
 from msmjax.evals.results import BYTES_PER_TOKEN, VERDICT_TOKENS, Cost, Measure
+from msmjax.generation.answering import Settings
 from msmjax.ranges import Count, Natural, NotNegative, Range, known
 from msmjax.training import processes
 

@@ -22,7 +22,7 @@ from msmjax.training import loop, processes, weights
 # What computes answers, beside the file of the eval's kind and the ROOMS that it names: of the rooms to the left, what asks and
 # what computes; rows are named by their content.
 ROOMS = (
-    *("answering.py", "data/chat.py", "data/tokenizer.py", "model"),
+    *("data/chat.py", "data/tokenizer.py", "generation", "model"),
     *(f"evals/{room}.py" for room in ("arm", "eval", "prompt", "results", "scoring", "statistics")),
     *("training/sharding.py", "training/step.py", "training/weights.py"),
 )

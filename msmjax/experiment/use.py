@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from msmjax import artifact, fit, machine
-from msmjax.answering import Answering, Settings
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig
 from msmjax.data import chat
@@ -29,6 +28,7 @@ from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.experiment.data import Data, make_data, mixture_of, source_of
 from msmjax.experiment.evaluation import evaluate
 from msmjax.experiment.stages import find_arm
+from msmjax.generation.answering import Answering, Settings
 from msmjax.model import huggingface_export, lora
 from msmjax.ranges import known, suggestion
 from msmjax.report import table as tables

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from msmjax import artifact
-from msmjax.answering import Settings
 from msmjax.artifact import BadInput
 from msmjax.corpus.answer import Answer
 from msmjax.corpus.provider import Busy
@@ -23,7 +22,9 @@ from msmjax.evals.faking import FakingEval
 from msmjax.evals.function import FunctionEval
 from msmjax.evals.judged import JudgedEval
 from msmjax.evals.prompt import Prompt
-from msmjax.model import generate, transformer
+from msmjax.generation import generate
+from msmjax.generation.answering import Settings
+from msmjax.model import transformer
 from msmjax.training.sharding import MeshConfig, make_mesh
 from tests.models import make_arm
 from tests.test_config import ROOT

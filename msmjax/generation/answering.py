@@ -11,7 +11,7 @@ import weakref
 from jax.sharding import Mesh
 
 from msmjax.data.tokenizer import AnyTokenizer
-from msmjax.model import generate
+from msmjax.generation import generate
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding
 

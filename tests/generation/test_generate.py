@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from msmjax.artifact import BadInput
-from msmjax.model import generate as generation
+from msmjax.generation import generate as generation
 from msmjax.model import transformer
 from msmjax.training import sharding
 

@@ -1,0 +1,1 @@
+"""Prompts are continued: in batches on the mesh, and for callers of which each waits for its own answer."""
