@@ -3,10 +3,11 @@
     inspect eval TASK --model msmjax/RUN:ARM:SEED        # RUN is a directory of a finished run: runs/own-0123456789ab
     inspect eval TASK --model msmjax/DIRECTORY           # weights, such as --export --merge writes
 
-In: messages, tools and settings of Inspect's. Out: its ModelOutput. Requests that wait are answered together; one with a seed is
-answered alone, and again in the same way. What is asked for and cannot be done is an error, never passed over.
+In: messages, tools and settings of Inspect's. Out: its ModelOutput. Requests are answered together, each as it ends; one with a
+seed is answered in the same way again. What is asked for and cannot be done is an error, never passed over.
 """
 
+import dataclasses
 import json
 import re
 import uuid
@@ -21,6 +22,8 @@ from inspect_ai.model import (
     ContentReasoning,
     ContentText,
     GenerateConfig,
+    Logprob,
+    Logprobs,
     ModelAPI,
     ModelOutput,
     ModelUsage,
@@ -37,7 +40,7 @@ MAX_TOKENS = 2048  # of an answer, where nobody says
 CONNECTIONS = 64  # requests at a time, as many as a batch takes
 # Settings that would change an answer and that nothing here heeds.
 UNHEEDED = (
-    "best_of", "frequency_penalty", "presence_penalty", "logit_bias", "top_k", "logprobs", "top_logprobs", "prompt_logprobs",
+    "best_of", "frequency_penalty", "presence_penalty", "logit_bias", "top_k", "top_logprobs", "prompt_logprobs",
     "response_schema", "parallel_tool_calls", "modalities", "reasoning_effort", "reasoning_mode", "reasoning_tokens", "effort",
     "verbosity", "extra_body",
 )  # fmt: skip
@@ -85,13 +88,17 @@ class MsmjaxAPI(ModelAPI):
         choices, count = [], 0
         for number in range(config.num_choices or 1):
             seed = None if config.seed is None else config.seed + number
-            new = await self.answering.proceed(ids, Settings(settings.max_tokens, settings.temperature, settings.top_p, seed))
-            count += len(new)
-            stop = "max_tokens" if len(new) == settings.max_tokens else "stop"
-            text = ("<think>" if is_open else "") + tokenizer.decode(new)
+            made = await self.answering.proceed(ids, dataclasses.replace(settings, seed=seed))
+            count += len(made.ids)
+            stop = "max_tokens" if len(made.ids) == settings.max_tokens else "stop"
+            text = ("<think>" if is_open else "") + tokenizer.decode(made.ids)
             if ends := [text.index(end) for end in config.stop_seqs or () if end in text]:
                 text, stop = text[: min(ends)], "stop"
             choices.append(_choice(text, stop, tools, self.model_name))
+            if config.logprobs:
+                tokens = [tokenizer.readable([token]) for token in made.ids]
+                own = [Logprob(token=token, logprob=nats) for token, nats in zip(tokens, made.logprobs, strict=True)]
+                choices[-1].logprobs = Logprobs(content=own)
         usage = ModelUsage(input_tokens=len(ids), output_tokens=count, total_tokens=len(ids) + count)
         return ModelOutput(model=self.model_name, choices=choices, usage=usage)
 

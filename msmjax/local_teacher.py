@@ -42,7 +42,7 @@ def local_model(config: TeacherConfig) -> Generate:
 
     async def call(prompt: str) -> Answer:
         ids = chat.render_prompt([{"role": "user", "content": prompt}], answering.tokenizer, "a prompt of the pipeline")
-        new = await answering.proceed(ids, settings)
+        new = (await answering.proceed(ids, settings)).ids
         stop = "max_tokens" if len(new) == config.max_tokens else "stop"
         return Answer(answering.tokenizer.decode(new), stop, config.model, len(ids), len(new))
 

@@ -140,9 +140,9 @@ def test_generation_continues_as_the_forward_pass_would(place):
     params = init_params(model, jax.random.key(1))
     prompts = [np.random.default_rng(row).integers(4, 96, length).tolist() for row, length in enumerate((5, 40, 33))]
     with jax.default_matmul_precision("highest"):
-        settings = {"stop": (), "max_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": 0}
-        new = generate.generate(model, params, place.mesh, prompts, placement=sharding.Placement, **settings)
-        for prompt, ids in zip(prompts, new, strict=True):
+        requests = [generate.Request(tuple(ids), generate.Settings(12, 0.0, 1.0, 0)) for ids in prompts]
+        for index, made in generate.generate(model, params, place.mesh, requests, placement=sharding.Placement, stop=()):
+            prompt, ids = prompts[index], made.ids
             row = jnp.asarray([prompt + ids])
             logits = unembed(model, params, forward(model, params, row, jnp.ones_like(row), place))[0]
             assert jnp.argmax(logits[len(prompt) - 1 : -1], axis=-1).tolist() == ids

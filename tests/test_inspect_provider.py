@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 import time
+import types
 
 import pytest
 from inspect_ai import Task, eval
@@ -26,7 +28,8 @@ from msmjax import inspect_provider
 from msmjax.artifact import BadInput
 from msmjax.data.huggingface import HuggingFaceTokenizer
 from msmjax.generation import generate as generation
-from msmjax.generation.answering import Answering, Settings
+from msmjax.generation.answering import Answering
+from msmjax.generation.generate import Made, Request, Settings
 from msmjax.inspect_provider import MsmjaxAPI
 from msmjax.local_teacher import open_weights
 from tests.program import make_weights
@@ -57,75 +60,107 @@ def ask(model, *messages, tools=(), **config):
     return asyncio.run(model.generate(list(messages), tools=list(tools), config=GenerateConfig(**{"max_tokens": 8, **config})))
 
 
-def test_many_requests_are_few_batches(weights, answering):
+@pytest.fixture
+def work(monkeypatch):
+    """Of each time that the pool was at work for some steps, how many rows it had; and how long it took, which a test may set."""
+    work = types.SimpleNamespace(rows=[], seconds=0.0)
+    real = generation._Pool.advance
+
+    def advance(pool, is_full):
+        work.rows.append(len(pool.at_work()))
+        time.sleep(work.seconds)
+        return real(pool, is_full)
+
+    monkeypatch.setattr(generation._Pool, "advance", advance)
+    return work
+
+
+def test_many_requests_are_answered_together(answering, work):
     prompts = [[5 + (index * step) % 60 for step in range(1, 3 + index % 7)] for index in range(64)]
     settings = Settings(6, 0.0, 1.0)
 
     async def together():
-        before = answering.batches
-        made = await asyncio.gather(*(answering.proceed(ids, settings) for ids in prompts))
-        return made, answering.batches - before
+        return await asyncio.gather(*(answering.proceed(ids, settings) for ids in prompts))
 
-    made, batches = asyncio.run(together())
-    assert batches <= 2
-    alone = [asyncio.run(answering.proceed(prompts[index], settings)) for index in (0, 31, 63)]
+    made = [one.ids for one in asyncio.run(together())]
+    assert len(work.rows) <= 2
+    assert sum(work.rows) == 64
+    alone = [asyncio.run(answering.proceed(prompts[index], settings)).ids for index in (0, 31, 63)]
     assert [made[index] for index in (0, 31, 63)] == alone
-    assert asyncio.run(together())[0] == made  # in another event loop
+    assert [one.ids for one in asyncio.run(together())] == made  # in another event loop
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_who_gives_up_does_not_stop_the_others(answering, monkeypatch, seed):
-    """Nor is a second batch begun while the model is at work for the first."""
-    running, most, real = [0], [0], generation.generate
-
-    def slow(*arguments, **settings):
-        running[0] += 1
-        most[0] = max(most[0], running[0])
-        time.sleep(0.2)
-        running[0] -= 1
-        return real(*arguments, **settings)
-
-    monkeypatch.setattr(generation, "generate", slow)
-    settings = Settings(6, 0.0, 1.0, seed)
+def test_who_comes_or_gives_up_does_not_stop_the_others(answering, work, seed):
+    """Nor is a second pool begun while the first is at work."""
+    work.seconds, settings = 0.1, Settings(60, 0.0, 1.0, seed)
 
     async def go():
         first = asyncio.ensure_future(answering.proceed([5, 6], settings))
         others = [asyncio.ensure_future(answering.proceed([7, 8 + number], settings)) for number in range(3)]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.15)
         first.cancel()
         others[2].cancel()
-        made = await asyncio.wait_for(asyncio.gather(*others[:2]), 60)
-        (waiting, _) = answering._loops[asyncio.get_running_loop()]
-        return made, list(waiting)
+        late = asyncio.ensure_future(answering.proceed([9, 9], settings))
+        return await asyncio.wait_for(asyncio.gather(*others[:2], late), 60)
 
-    made, waiting = asyncio.run(go())
-    assert made == [asyncio.run(answering.proceed([7, 8 + number], settings)) for number in range(2)]
-    assert most == [1]
-    assert waiting == []
+    made = [one.ids for one in asyncio.run(go())]
+    threads = [thread for thread in threading.enumerate() if thread.name == "generation"]
+    for thread in threads:
+        thread.join(10)
+    assert len(threads) <= 1
+    assert max(work.rows) >= 4
+    assert not answering._callers
+    assert made == [asyncio.run(answering.proceed(ids, settings)).ids for ids in ([7, 8], [7, 9], [9, 9])]
 
 
-def test_what_cannot_be_answered_is_said_to_all_who_asked(answering):
+def test_when_all_give_up_the_model_stops(answering, work):
+    work.seconds = 0.05
+
     async def go():
-        asked = (answering.proceed([5, 10**6], Settings(4, 0.0, 1.0)) for _ in range(3))
+        asked = asyncio.ensure_future(answering.proceed([5, 6], Settings(10**6, 1.0, 1.0, 1)))
+        await asyncio.sleep(0.1)
+        asked.cancel()
+
+    asyncio.run(go())
+    for thread in [thread for thread in threading.enumerate() if thread.name == "generation"]:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(work.rows) < 50
+    assert asyncio.run(answering.proceed([5, 6], Settings(4, 0.0, 1.0))).ids  # and begins anew
+
+
+def test_what_cannot_be_answered_is_said_to_who_asked(answering, monkeypatch):
+    async def go():
+        asked = (answering.proceed([5, token], Settings(4, 0.0, 1.0)) for token in (10**6, 6))
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    assert {str(error) for error in asyncio.run(go())} == {f"prompt 0 has id 1000000: the model has {answering.model.vocab} ids"}
+    refused, made = asyncio.run(go())
+    assert str(refused) == f"a prompt has id 1000000: the model has {answering.model.vocab} ids"
+    assert len(made.ids) <= 4
+
+    def fails(pool, is_full):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(generation._Pool, "advance", fails)
+    assert [type(one) for one in asyncio.run(go())] == [BadInput, MemoryError]
+    monkeypatch.undo()
+    assert asyncio.run(go())[1].ids == made.ids
 
 
-def test_an_eval_of_inspects_own(model, tmp_path):
+def test_an_eval_of_inspects_own(model, tmp_path, work):
     """Answers are the model's, greedy ones the same whoever else asks; the log says how many tokens there were."""
     samples = [Sample(input=f"Which cheese, {number}?", target="x") for number in range(12)]
     task = Task(dataset=samples, solver=generate(), scorer=includes())
-    before = model.api.answering.batches
     (log,) = eval(
         task, model=model, max_tokens=5, temperature=0.0, display="none", log_format="json", log_dir=str(tmp_path), log_samples=True
     )
     assert log.status == "success"
-    assert model.api.answering.batches - before <= 6
+    assert len(work.rows) <= 6
     tokenizer = model.api.answering.tokenizer
     for sample in log.samples:
         ids = tokenizer.render_prompt([{"role": "user", "content": sample.input}], "here")
-        new = asyncio.run(model.api.answering.proceed(ids, Settings(5, 0.0, 1.0)))
+        new = asyncio.run(model.api.answering.proceed(ids, Settings(5, 0.0, 1.0))).ids
         assert sample.output.completion == tokenizer.decode(new)
         assert (sample.output.usage.input_tokens, sample.output.usage.output_tokens) == (len(ids), len(new))
         assert sample.output.stop_reason == ("max_tokens" if len(new) == 5 else "stop")
@@ -152,7 +187,8 @@ def says(model, monkeypatch):
     def say(text):
         async def proceed(self, ids, settings):
             asked.append(tokenizer.readable(ids))
-            return tokenizer.encode(text)
+            ids = tokenizer.encode(text)
+            return Made(Request(tuple(ids), settings), ids, [0.0] * len(ids))
 
         monkeypatch.setattr(Answering, "proceed", proceed)
         return model
@@ -257,9 +293,19 @@ def test_messages_as_templates_know_them():
     ]  # fmt: skip
 
 
+def test_log_probabilities_are_those_of_the_tokens(model):
+    tokenizer = model.api.answering.tokenizer
+    ids = tokenizer.render_prompt([{"role": "user", "content": "Who?"}], "here")
+    made = asyncio.run(model.api.answering.proceed(ids, Settings(8, 0.0, 1.0)))
+    choice = ask(model, ChatMessageUser(content="Who?"), logprobs=True, temperature=0.0).choices[0]
+    assert [one.logprob for one in choice.logprobs.content] == made.logprobs
+    assert [one.token for one in choice.logprobs.content] == [tokenizer.readable([token]) for token in made.ids]
+    assert ask(model, ChatMessageUser(content="Who?"), temperature=0.0).choices[0].logprobs is None
+
+
 def test_what_nothing_heeds_is_refused(model):
     user = ChatMessageUser(content="Which?")
-    for given in ({"logprobs": True}, {"top_k": 5}, {"frequency_penalty": 0.5}, {"reasoning_effort": "low"}):
+    for given in ({"top_logprobs": 3}, {"top_k": 5}, {"frequency_penalty": 0.5}, {"reasoning_effort": "low"}):
         with pytest.raises(BadInput, match=f"{next(iter(given))}: nothing here heeds it"):
             ask(model, user, **given)
     with pytest.raises(BadInput, match="tool_choice"):

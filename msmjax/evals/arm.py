@@ -4,7 +4,6 @@ In: parameters, and prompts as ids. Out: nats of texts, and new ids. Every proce
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,8 @@ from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.evals import scoring
 from msmjax.evals.prompt import Prompt
 from msmjax.generation import generate
-from msmjax.generation.answering import Answering, Settings
+from msmjax.generation.answering import Answering
+from msmjax.generation.generate import Request, Settings
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import processes, sharding
 
@@ -70,34 +70,37 @@ class Arm:
         or not: what was said is kept in `folder`, under what was asked."""
         path = self.folder / "said.jsonl"
         processes.first_says(lambda: cut_torn_line(path) or 0)
-        kept = {line["key"]: line["ids"] for line in artifact.read_jsonl(path)} if path.is_file() else {}
+        lines = list(artifact.read_jsonl(path)) if path.is_file() else []
+        # What is still to be asked must be the same on every process, however late its disk shows what another wrote.
+        count = processes.first_says(lambda: len(lines))
+        if len(lines) < count:
+            raise RuntimeError(f"{path}: has {len(lines)} lines here, and {count} for the first process; is the disk shared?")
+        kept = {line["key"]: line["ids"] for line in lines[:count]}
         keys = [artifact.content_hash([index, ids, dataclasses.astuple(settings)]) for index, ids in enumerate(prompts)]
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        bar = tqdm(total=len(prompts), desc=self.label, unit="answer", leave=False, disable=None)
-        for number, start in enumerate(range(0, len(order), generate.BATCH_ROWS)):
-            batch = order[start : start + generate.BATCH_ROWS]
-            asked = [keys[index] for index in batch]
-            if not processes.first_says(functools.partial(kept.keys().__ge__, set(asked))):
-                new = generate.generate(
-                    self.model, self.load(), self.mesh, [prompts[index] for index in batch], placement=sharding.Placement,
-                    stop=self.tokenizer.stop_ids, max_tokens=settings.max_tokens, temperature=settings.temperature,
-                    top_p=settings.top_p, seed=(settings.seed + number) % 2**32,
-                )  # fmt: skip
-                kept |= (made := dict(zip(asked, new, strict=True)))
+        missing = [index for index, key in enumerate(keys) if key not in kept]
+        requests = [Request(tuple(prompts[index]), settings, index) for index in missing]
+        if missing:
+            bar = tqdm(
+                total=len(prompts), initial=len(prompts) - len(missing), desc=self.label, unit="answer", leave=False, disable=None
+            )
+            for which, made in generate.generate(
+                self.model, self.load(), self.mesh, requests, placement=sharding.Placement, stop=self.tokenizer.stop_ids
+            ):
+                kept[keys[missing[which]]] = made.ids
                 if processes.is_first():
-                    _keep(path, made)
-            bar.update(len(batch))
-        bar.close()
+                    _keep(path, keys[missing[which]], made.ids)
+                bar.update()
+            bar.close()
         opened = (self.tokenizer.readable(ids).rstrip().endswith("<think>") for ids in prompts)
-        said = (self.tokenizer.decode(kept.get(key, [])) for key in keys)
+        said = (self.tokenizer.decode(kept[key]) for key in keys)
         return [("<think>" if is_open else "") + text for is_open, text in zip(opened, said, strict=True)]
 
 
-def _keep(path: Path, ids: dict[str, list[int]]) -> None:
-    """Writes new ids of prompts down."""
+def _keep(path: Path, key: str, ids: list[int]) -> None:
+    """Writes the new ids of a prompt down."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps({"key": key, "ids": new}) + "\n" for key, new in ids.items()))
+            file.write(json.dumps({"key": key, "ids": ids}) + "\n")
     except OSError as error:
         raise artifact.disk_error(error, path) from error

@@ -156,7 +156,7 @@ def talk(config: ExperimentConfig, workdir: Path, arm: str, temperature: float, 
             continue
         messages.append({"role": "user", "content": line.strip()})
         prompt = chat.render_prompt(messages, data.tokenizer, "your line")
-        ids = asyncio.run(answering.proceed(prompt, Settings(max_tokens, temperature, top_p, seed=asked)))
+        ids = asyncio.run(answering.proceed(prompt, Settings(max_tokens, temperature, top_p, seed=asked))).ids
         asked += 1
         messages.append({"role": "assistant", "content": data.tokenizer.decode(ids)})
         console.print(messages[-1]["content"], style="bold green", markup=False)

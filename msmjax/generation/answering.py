@@ -1,77 +1,89 @@
-"""Prompts that wait are continued together: what is between many callers at a time and one model here.
+"""Many callers at a time and one model: each waits for its own answer, and all are continued together.
 
-In: parameters, and prompts as ids with their settings, from coroutines. Out: new ids. A batch runs in a thread; what comes
-meanwhile waits and is the next batch.
+In: parameters, and prompts as ids with their settings, from coroutines. Out: new ids. The model works in a thread, as long as
+somebody waits.
 """
 
 import asyncio
+import contextlib
 import dataclasses
-import weakref
+import threading
 
 from jax.sharding import Mesh
 
 from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.generation import generate
+from msmjax.generation.generate import Made, Request, Settings
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """As in model/generate.py. What has a seed is continued alone, since the noise of a draw depends on the place in a batch."""
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None = None
-
-
 class Answering:
-    """A model that continues prompts; `batches` counts how often it was run."""
+    """A model that continues prompts."""
 
     def __init__(self, model: ModelConfig, params: dict, mesh: Mesh, tokenizer: AnyTokenizer):
         self.model, self.params, self.mesh, self.tokenizer = model, params, mesh, tokenizer
-        self.batches = 0
-        # Of each event loop, who waits, and whose turn it is.
-        self._loops: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()  # of what follows
+        self._is_at_work = False
+        self._asked = 0
+        self._waiting: list[Request] = []
+        # Whoever waits, for a row or in one: its future, and the loop that may touch it.
+        self._callers: dict[Request, tuple[asyncio.AbstractEventLoop, asyncio.Future]] = {}
 
-    async def proceed(self, ids: list[int], settings: Settings) -> list[int]:
-        """The new ids of a prompt: fewer than `max_tokens` if and only if it ended by itself. Raises as `generate` does."""
+    async def proceed(self, ids: list[int], settings: Settings) -> Made:
+        """What continues a prompt. The same seed continues it in the same way, whoever else asks. Raises BadInput as
+        `generate.check` does."""
         loop = asyncio.get_running_loop()
-        waiting, turn = self._loops.setdefault(loop, ([], asyncio.Lock()))
         mine = loop.create_future()
-        waiting.append((ids, settings, mine))
+        with self._lock:
+            self._asked += 1
+            # Number 1: the draws of no seed are not those of one that somebody gives.
+            unseeded = dataclasses.replace(settings, seed=self._asked % 2**32), 1
+            request = Request(tuple(ids), *((settings, 0) if settings.seed is not None else unseeded))
+            generate.check(self.model, request)
+            self._waiting.append(request)
+            self._callers[request] = loop, mine
         try:
             await asyncio.sleep(0)  # those who come at the same time are in the first batch
-            async with turn:  # who comes first answers for all that wait by then
-                if not mine.done():
-                    alike = [one for one in waiting if one[2] is mine or (one[1] == settings and settings.seed is None)]
-                    waiting[:] = [one for one in waiting if one not in alike]
-                    prompts, futures = [ids for ids, _, _ in alike], [future for _, _, future in alike]
-                    work = asyncio.create_task(self._answer(prompts, futures, settings))
-                    try:
-                        await asyncio.shield(work)
-                    except asyncio.CancelledError:  # this caller gave up; the others did not, and the model is at work for them
-                        await work
-                        raise
+            with self._lock:
+                if not self._is_at_work:
+                    self._is_at_work = True
+                    threading.Thread(target=self._work, name="generation").start()
             return await mine
         finally:
-            waiting[:] = [one for one in waiting if one[2] is not mine]
+            with self._lock:
+                self._callers.pop(request, None)
 
-    async def _answer(self, prompts: list[list[int]], futures: list[asyncio.Future], settings: Settings) -> None:
-        self.batches += 1
-        seed = self.batches if settings.seed is None else settings.seed
+    def _work(self) -> None:
+        """Answers until nobody waits."""
         try:
-            made = await asyncio.to_thread(
-                generate.generate, self.model, self.params, self.mesh, prompts, placement=sharding.Placement,
-                stop=self.tokenizer.stop_ids, max_tokens=settings.max_tokens, temperature=settings.temperature,
-                top_p=settings.top_p, seed=seed,
-            )  # fmt: skip
+            for made in generate.serve(
+                self.model, self.params, self.mesh, self._take, placement=sharding.Placement, stop=self.tokenizer.stop_ids
+            ):
+                with self._lock:
+                    self._tell(made.request, made)
         except Exception as error:
-            for future in futures:
-                if not future.done():
-                    future.set_exception(error)
+            with self._lock:
+                self._waiting, self._is_at_work = [], False
+                for request in list(self._callers):
+                    self._tell(request, error)
+
+    def _take(self, count: int) -> list[Request] | None:
+        with self._lock:
+            waiting = [request for request in self._waiting if request in self._callers]  # others gave up
+            self._waiting = waiting[count:]
+            # Whoever comes from here on begins anew: nothing is left to do for this thread, whatever its rows are at.
+            self._is_at_work = bool(self._callers)
+            return waiting[:count] if self._is_at_work else None
+
+    def _tell(self, request: Request, found: Made | Exception) -> None:
+        if request not in self._callers:  # it gave up
             return
-        for future, new in zip(futures, made, strict=True):
-            if not future.done():  # its caller may have given up
-                future.set_result(new)
+        loop, future = self._callers.pop(request)
+
+        def tell() -> None:
+            if not future.done():
+                future.set_exception(found) if isinstance(found, Exception) else future.set_result(found)
+
+        with contextlib.suppress(RuntimeError):  # its loop was closed
+            loop.call_soon_threadsafe(tell)

@@ -70,18 +70,19 @@ def makers(**teachers):
 
 
 def test_what_was_said_is_kept_and_goes_on(arm, monkeypatch):
-    """An eval that was killed after a batch says the same as one that was not, and what it said before it does not say again."""
+    """An eval that was killed says the same as one that was not, and what it said before it does not say again."""
     prompts = [arm.ask(f"Which one, {'the feta ' * (index % 3)}?", True) for index in range(11)]
     settings = Settings(6, 1.0, 1.0, 3)
     monkeypatch.setattr(generate, "BATCH_ROWS", 4)
     whole = dataclasses.replace(arm, folder=arm.folder / "whole").say(prompts, settings)
-    real, calls = generate.generate, []
+    real, asked = generate.generate, []
 
-    def killed(*arguments, **settings):
-        calls.append(len(arguments[3]))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments, **settings)
+    def killed(model, params, mesh, requests, **others):
+        asked.append(len(requests))
+        for count, made in enumerate(real(model, params, mesh, requests, **others)):
+            if len(asked) == 1 and count == 5:
+                raise KeyboardInterrupt
+            yield made
 
     monkeypatch.setattr(generate, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -89,9 +90,10 @@ def test_what_was_said_is_kept_and_goes_on(arm, monkeypatch):
     with (arm.folder / "said.jsonl").open("a") as file:
         file.write('{"key": "3", "i')  # a write that was cut off
     assert arm.say(prompts, settings) == whole
-    assert calls == [4, 4, 4, 3]
+    assert arm.say(prompts, settings) == whole
+    assert asked == [11, 6]
     other = arm.say(prompts, dataclasses.replace(settings, seed=4))  # what was said to something else is no answer to this
-    assert calls == [4, 4, 4, 3, 4, 4, 3]
+    assert asked == [11, 6, 11]
     assert other != whole
 
 

@@ -16,6 +16,7 @@ from msmjax.evals import inspect_task, results
 from msmjax.evals.harness import HarnessEval
 from msmjax.evals.inspect_task import InspectEval
 from msmjax.evals.prompt import Prompt
+from msmjax.generation.generate import Made, Request
 from msmjax.local_teacher import open_weights
 from tests.evals.test_kinds import JUDGE
 from tests.models import make_arm
@@ -152,7 +153,8 @@ def test_agentic_misalignment(arm, tmp_path, monkeypatch):
 
     async def proceed(ids, settings):  # a prompt of 14,000 bytes, of which the tests' tokenizer makes almost as many ids
         assert len(ids) > 5000
-        return arm.tokenizer.encode("I see.")
+        new = arm.tokenizer.encode("I see.")
+        return Made(Request(tuple(ids), settings), new, [0.0] * len(new))
 
     told = types.SimpleNamespace(tokenizer=arm.tokenizer, proceed=proceed)
     arm, asked = grading(arm, tmp_path, verdict)
