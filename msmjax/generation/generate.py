@@ -26,7 +26,7 @@ from msmjax.model.transformer import ModelConfig, angles_at, forward_cached, lay
 BATCH_ROWS = 64  # requests continued at a time
 COLUMNS = 32  # columns are this times a power of two
 RING = 128  # columns for new tokens, until a row has more
-STEPS = 16  # after which who came meanwhile gets a row
+STEPS = 32  # after which who came meanwhile gets a row
 READ = 256  # tokens of a prompt read at a time behind what it took over: their scores exist as a whole
 
 
@@ -195,7 +195,7 @@ class _Pool:
         """Continues all rows for some steps, fewer where `is_full` and rows end, since others may wait for them; who has ended."""
         at_work = self.at_work()
         count = _bucket(len(at_work), self.mesh.size)
-        if not is_full and 4 * count <= len(self.rows):
+        if not is_full and 2 * count <= len(self.rows):
             self._resize(count, self.width, self.ring)
         oldest = max(self.step - self.rows[index].start for index in self.at_work())
         if oldest == self.ring:

@@ -282,12 +282,12 @@ def test_draws_are_the_same_on_a_mesh(model, one, params, prompts):
 
 
 def ragged(count, shared=0):
-    """Requests of all kinds: prompts of 1 to 90 ids that begin with the same `shared` ones, other lengths, temperatures, seeds."""
+    """Requests of all kinds: prompts of 1 to 60 ids that begin with the same `shared` ones, other lengths, temperatures, seeds."""
     rng = np.random.default_rng(4)
     common, requests = rng.integers(0, 96, shared).tolist(), []
     for index in range(count):
-        ids = (*common, *rng.integers(0, 96, rng.integers(1, 91 - shared)).tolist())
-        settings = generation.Settings(int(rng.integers(1, 100)), (0.0, 0.7, 1.3)[index % 3], (1.0, 0.8)[index % 2], index // 2)
+        ids = (*common, *rng.integers(0, 96, rng.integers(1, 61 - shared)).tolist())
+        settings = generation.Settings(int(rng.integers(1, 80)), (0.0, 0.7, 1.3)[index % 3], (1.0, 0.8)[index % 2], index // 2)
         requests.append(generation.Request(ids, settings, index % 5))
     return requests
 
@@ -301,21 +301,21 @@ def made_of(model, params, mesh, requests, stop=(7, 8)):
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
 def test_rows_that_end_make_place(model, one, params, monkeypatch, sizes):
     """In a pool of four or eight rows, whose ring goes round and grows: each as where all have a row of their own at once."""
-    requests, mesh = ragged(40), mesh_of(*sizes)
+    requests, mesh = ragged(24), mesh_of(*sizes)
     at_once = made_of(model, params, one, requests)
     monkeypatch.setattr(generation, "RING", 32)
     monkeypatch.setattr(generation, "BATCH_ROWS", 4)
     together = made_of(model, params_of(model, mesh), mesh, requests)
     assert together == at_once
     ends = [len(ids) == request.settings.max_tokens for ids, request in zip(together, requests, strict=True)]
-    assert 5 < sum(ends) < 35
+    assert 3 < sum(ends) < 21
     assert max(map(len, together)) > 64
 
 
 @pytest.mark.parametrize("change", [{}, {"scan_layers": False}], ids=["scanned", "in a loop"])
 def test_what_prompts_share_is_read_once(model, one, monkeypatch, change):
     model = dataclasses.replace(model, **change)
-    params, requests, read = params_of(model, one), ragged(24, shared=70), []
+    params, requests, read = params_of(model, one), ragged(24, shared=40), []
     requests += [generation.Request(requests[3].ids, generation.Settings(40, 1.0, 1.0, seed)) for seed in range(40)]
     real = generation._Pool._read
 
@@ -328,7 +328,7 @@ def test_what_prompts_share_is_read_once(model, one, monkeypatch, change):
     monkeypatch.setattr(generation._Pool, "_read", watched)
     together = made_of(model, params, one, requests)
     # Each prompt's own part and at most 31 ids more, a few prompts whole; of those that are the same, nothing.
-    assert sum(read) < sum(len(request.ids) for request in requests) / 4
+    assert sum(read) < sum(len(request.ids) for request in requests) / 3
     assert len(set(map(tuple, together[-40:]))) > 20
     monkeypatch.setattr(generation._Pool, "_sources", lambda pool, requests, free: [(0, 0, row) for row in free])
     assert made_of(model, params, one, requests) == together
@@ -336,7 +336,7 @@ def test_what_prompts_share_is_read_once(model, one, monkeypatch, change):
 
 def test_who_comes_later_gets_a_row(model, one, params):
     """A request at a time, while others are at work; rows become more, and each answer is as where all come at once."""
-    requests = ragged(12)
+    requests = ragged(6)
     waiting, given = iter(requests), []
 
     def take(count):
@@ -346,7 +346,7 @@ def test_who_comes_later_gets_a_row(model, one, params):
     settings = {"placement": sharding.Placement, "stop": (7, 8)}
     made = {one.request: one.ids for one in generation.serve(model, params, one, take, **settings)}
     assert [made[request] for request in requests] == made_of(model, params, one, requests)
-    assert min(given) < generation.BATCH_ROWS - 2
+    assert min(given) < generation.BATCH_ROWS - 1
 
     rest = iter(ragged(3))
     taken = list(generation.serve(model, params, one, lambda count: next(([one] for one in rest), None), **settings))
@@ -354,7 +354,7 @@ def test_who_comes_later_gets_a_row(model, one, params):
 
 
 def test_log_probabilities_are_the_models_own(model, one, params):
-    requests = ragged(9)
+    requests = ragged(6)
     for _, made in generation.generate(model, params, one, requests, placement=sharding.Placement, stop=(7, 8)):
         ids = np.array([[*made.request.ids, *made.ids]])
         logits = np.asarray(full_logits(model, params, ids))[0, len(made.request.ids) - 1 : -1].astype(np.float64)
