@@ -22,7 +22,6 @@ from msmjax.experiment.evaluation import answers_hash, evaluate
 from msmjax.experiment.findings import read_findings
 from msmjax.experiment.stages import run_stage
 from msmjax.model import attention, huggingface_config
-from msmjax.report import findings as findings_of
 from msmjax.report import html, table
 from msmjax.training import processes
 from msmjax.training import step as steps
@@ -114,8 +113,7 @@ def _write_run(
     }
     artifact.write_json(run_directory / "run.json", said)
     findings = read_findings(config, data, workdir, run_directory)
-    compared = [findings_of.compare(findings, comparison) for comparison in findings.comparisons]
-    artifact.write_jsonl(run_directory / "comparisons.jsonl", map(dataclasses.asdict, compared))
+    artifact.write_jsonl(run_directory / "comparisons.jsonl", map(dataclasses.asdict, findings.compared))
     html.write(findings, run_directory / "report.html")
     artifact.write_manifest(run_directory, _identity(config, data), {})
     table.print_table(findings)

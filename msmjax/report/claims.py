@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from msmjax import artifact
 from msmjax.evals import statistics
 from msmjax.evals.statistics import Interval
@@ -19,7 +21,7 @@ SURE = 0.05  # below this, after Holm's correction over all claims of the table,
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A claim with what was measured of it; `holm` is its p value after the correction, nan where there is one seed."""
+    """A claim with what was measured of it; `holm` is its p value after the correction, nan where there is none."""
 
     claim: str
     paper: str
@@ -44,15 +46,14 @@ class Judged:
 def judge(measured: Sequence[dict]) -> list[Judged]:
     """Claims with their verdicts; each of `measured` has the fields of a Judged down to `report`, and `per_seed`."""
     values = [list(one["per_seed"].values()) for one in measured]
-    corrected = inference.holm([p if not math.isnan(p := inference.p_value(each)) else 1.0 for each in values])
     return [
         Judged(
             **one,
             interval=statistics.seed_interval(each),
-            holm=holm if len(each) > 1 else math.nan,
-            smallest=inference.smallest_effect(each, SURE / len(values)) if len(each) > 1 else math.nan,
+            holm=holm,
+            smallest=inference.smallest_effect(len(each), np.std(each, ddof=1), SURE / len(values)) if len(each) > 1 else math.nan,
         )
-        for one, each, holm in zip(measured, values, corrected, strict=True)
+        for one, each, holm in zip(measured, values, inference.corrected(values), strict=True)
     ]
 
 
@@ -90,7 +91,7 @@ def _row(one: Judged) -> dict:
         "value": found.show(one.interval.value, one.metric, signed=True),
         "interval": found.show_interval(one.interval, one.metric, one.summed),
         "per_seed": {seed: found.show(value, one.metric, signed=True) for seed, value in one.per_seed.items()},
-        "holm": found.MISSING if math.isnan(one.holm) else f"{one.holm:.3f}" if one.holm >= 0.001 else "<.001",
+        "holm": found.show_p(one.holm),
         "what": what,
         "verdict": one.verdict,
         "beside": "" if math.isnan(one.holm) or one.holm < SURE else smallest,

@@ -46,8 +46,8 @@ def headline(findings: Findings) -> dict[str, str]:
 def comparisons(findings: Findings) -> dict[str, str]:
     """Metric -> panel: a comparison a line, the interval over seeds (bold) and, where there is one, over items (thin)."""
     groups: dict[str, list] = {}
-    for comparison in findings.comparisons:
-        groups.setdefault(comparison["metric"], []).append(found.compare(findings, comparison))
+    for one in findings.compared:
+        groups.setdefault(one.metric, []).append(one)
     return {metric: _comparisons_panel(findings, metric, group) for metric, group in groups.items()}
 
 

@@ -57,10 +57,21 @@ class Findings:
             out[line["arm"], line["eval"]].append(line)
         return dict(out)
 
+    @functools.cached_property
+    def compared(self) -> list["Compared"]:
+        """The comparisons in numbers; Holm's correction is over those on headline evals."""
+        found = [compare(self, comparison) for comparison in self.comparisons]
+        family = [index for index, one in enumerate(found) if one.eval in self.headline]
+        corrected = inference.corrected([list(found[index].per_seed.values()) for index in family])
+        for index, p in zip(family, corrected, strict=True):
+            found[index] = dataclasses.replace(found[index], holm=None if np.isnan(p) else p)
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """One comparison in numbers: `arms`, summed, minus `against`; `over_items` is None where the eval has no answers to pair."""
+    """One comparison in numbers: `arms`, summed, minus `against`; `over_items` is None where the eval has no answers to pair, and
+    `holm`, the p value over seeds as it is among the comparisons on headline evals, where it has none."""
 
     label: str
     eval: str
@@ -71,6 +82,7 @@ class Compared:
     over_items: Interval | None
     per_seed: dict[int | None, float]
     levels: tuple[float, float]  # of either side, over the same answers
+    holm: float | None = None
 
 
 def evals(findings: Findings) -> list[str]:
@@ -195,7 +207,7 @@ def answer(findings: Findings) -> str:
         return findings.unanswered
     if not findings.comparisons:
         return "No comparison was asked for, so the numbers below stand for themselves."
-    found = compare(findings, findings.comparisons[0])
+    found = findings.compared[0]
     interval = found.over_seeds
     alone = one_models(findings)
 
@@ -229,6 +241,13 @@ def show(value: float | None, metric: str, signed: bool = False) -> str:
         return MISSING
     digits = 2 if metric in RANGES else 3
     return f"{value:{'+' if signed else ''}z.{digits}f}"
+
+
+def show_p(p: float | None) -> str:
+    """A p value as it is written everywhere."""
+    if p is None or np.isnan(p):
+        return MISSING
+    return f"{p:.3f}" if p >= 0.001 else "<.001"
 
 
 def show_interval(interval: Interval | None, metric: str, difference_of: int = 0) -> str:

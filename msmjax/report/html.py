@@ -12,7 +12,7 @@ from msmjax import artifact
 from msmjax.data import rows
 from msmjax.report import figures
 from msmjax.report import findings as found
-from msmjax.report.findings import Findings
+from msmjax.report.findings import Compared, Findings
 
 SHOWN = {"question", "asked", "said", "why", "lost"}  # what the page shows of an answer that is no choice
 SAMPLE_ANSWERS = 3  # answers shown of one arm on one eval
@@ -30,7 +30,7 @@ def write(findings: Findings, path: Path) -> None:
         arm_rows=[_arm_row(findings, arm) for arm in findings.arms],
         headline_figures=_drawn(figures.headline(findings), Markup),
         comparison_figures=_drawn(figures.comparisons(findings), Markup),
-        comparison_rows=[_comparison_row(findings, comparison) for comparison in findings.comparisons],
+        comparison_rows=[_comparison_row(one) for one in findings.compared],
         ladder_figures=_drawn(figures.ladders(findings), Markup),
         ladder_rows=[_ladder_rows(findings, ladder) for ladder in findings.ladders],
         grid_rows=[_grid_rows(findings, grid) for grid in findings.grids],
@@ -82,8 +82,7 @@ def _arm_row(findings: Findings, arm: str) -> dict:
     return {"arm": arm, "colour": figures.colour(findings, arm), "one_model": one_model, "cells": cells}
 
 
-def _comparison_row(findings: Findings, comparison: dict) -> dict:
-    one = found.compare(findings, comparison)
+def _comparison_row(one: Compared) -> dict:
     return {
         "label": one.label,
         "eval": one.eval,
@@ -93,6 +92,7 @@ def _comparison_row(findings: Findings, comparison: dict) -> dict:
         "value": found.show(one.over_seeds.value, one.metric, signed=True),
         "over_seeds": found.show_interval(one.over_seeds, one.metric, len(one.arms))
         or ("no seeds" if None in one.per_seed else "one seed"),
+        "holm": found.show_p(one.holm),
         "over_items": found.show_interval(one.over_items, one.metric, len(one.arms)) or "no answers",
         "per_seed": {seed: found.show(value, one.metric, signed=True) for seed, value in one.per_seed.items() if seed is not None},
     }

@@ -1,4 +1,4 @@
-"""Inference over seeds: what several claims may say at once, what so few seeds could have shown, how much a dose saves.
+"""Inference over seeds: what several claims may say at once, what so few seeds can show, how much a dose saves.
 
 In: a number for each seed, or curves of them. Out: p values, Holm's correction, the smallest effect, a ratio of doses with its
 interval. Numpy and scipy only; nothing here knows what an arm is.
@@ -36,9 +36,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def smallest_effect(values: Sequence[float], level: float = 0.05, power: float = 0.8) -> float:
-    """The mean that a two-sided t test at this level would find with this power in as many values with their spread."""
-    n, spread = len(values), float(np.std(values, ddof=1))
+def corrected(values: Sequence[Sequence[float]]) -> list[float]:
+    """Of each claim, which has a value for each seed, the p value by Holm's correction over all of them. It is nan where there is
+    none (`p_value`), and such a claim still counts as one that was made."""
+    alone = [p_value(each) for each in values]
+    among = holm([1.0 if np.isnan(p) else p for p in alone])
+    return [one if np.isnan(one) else other for one, other in zip(alone, among, strict=True)]
+
+
+def smallest_effect(n: int, spread: float, level: float = 0.05, power: float = 0.8) -> float:
+    """The mean that a two-sided t test at this level finds with this power in `n` values, at least two, whose standard deviation is
+    `spread`."""
     if spread < 1e-12:
         return 0.0
     bound = special.stdtrit(n - 1, 1 - level / 2)

@@ -52,15 +52,15 @@ def _arms(findings: Findings, between: str) -> rich.table.Table:
 
 
 def _comparisons(findings: Findings, between: str) -> rich.table.Table:
-    table = new_table("differences", "comparison", "eval", "over seeds", "over items")
-    for comparison in findings.comparisons:
-        one = found.compare(findings, comparison)
+    table = new_table("differences", "comparison", "eval", "over seeds", "Holm's p", "over items")
+    for one in findings.compared:
         value = found.show(one.over_seeds.value, one.metric, signed=True)
         cells = [
             between.join(part for part in (value, found.show_interval(interval, one.metric, len(one.arms))) if part)
             for interval in (one.over_seeds, one.over_items)
         ]
-        table.add_row(*map(plain, [one.label, one.eval, cells[0], cells[1] if one.over_items else found.MISSING]))
+        over_items = cells[1] if one.over_items else found.MISSING
+        table.add_row(*map(plain, [one.label, one.eval, cells[0], found.show_p(one.holm), over_items]))
     return table
 
 

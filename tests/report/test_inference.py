@@ -36,14 +36,23 @@ def test_holm_is_bonferroni_over_all_sets_that_a_claim_is_in(p_values):
     assert inference.holm(p_values) == pytest.approx(closed)
 
 
+def test_a_claim_without_a_p_value_still_counts():
+    """It was made: what is said of the others is corrected for it."""
+    sure = [0.1, 0.3, 0.25, 0.2]
+    p = inference.p_value(sure)
+    assert inference.corrected([sure]) == [pytest.approx(p)]
+    alone, missing = inference.corrected([sure, [0.7]])
+    assert alone == pytest.approx(2 * p)
+    assert np.isnan(missing)
+    assert inference.corrected([]) == []
+
+
 @pytest.mark.parametrize(("n", "spread"), [(3, 0.2), (10, 0.05), (40, 1.0)])
 def test_the_smallest_effect_is_found_four_times_in_five(n, spread):
-    values = np.random.default_rng(0).normal(size=n)
-    values = spread * (values - values.mean()) / values.std(ddof=1)
-    effect = inference.smallest_effect(values)
+    effect = inference.smallest_effect(n, spread)
     drawn = np.random.default_rng(1).normal(effect, spread, size=(20_000, n))
     assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.015)
-    assert inference.smallest_effect([0.3, 0.3]) == 0
+    assert inference.smallest_effect(n, 0.0) == 0
 
 
 def test_a_dose_is_found_where_the_curve_comes_as_far():

@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import rich.console
+import scipy.stats
 
 from msmjax.corpus.gates import Finding
 from msmjax.evals import statistics
-from msmjax.report import corpus, figures, html, table
+from msmjax.report import corpus, figures, html, inference, table
 from msmjax.report import findings as found
 from msmjax.report.findings import Findings
 
@@ -370,6 +371,25 @@ def test_what_one_arm_lost_is_in_no_pair(findings):
     assert one == other
     with pytest.raises(ValueError, match="no seed in common"):
         found.compare(findings, {**findings.comparisons[0], "eval": "absent"})
+
+
+def test_headline_comparisons_are_corrected_for_each_other(findings, tmp_path):
+    """By Holm's method, over those on headline evals alone; shown beside the plain interval in page and terminal."""
+    more = [{**findings.comparisons[0], "label": name, "eval": name, "arms": ("aft",), "against": ("base",)} for name in EVALS[1:]]
+    made = dataclasses.replace(findings, comparisons=[*findings.comparisons, *more])
+    first, damage, *others = made.compared
+    p_values = [scipy.stats.ttest_1samp(list(one.per_seed.values()), 0).pvalue for one in (first, *others)]
+    assert [one.holm for one in (first, *others)] == pytest.approx(inference.holm(p_values))
+    assert first.holm == pytest.approx(3 * p_values[0])
+    assert damage.holm is None
+    assert dataclasses.replace(findings, headline=["competence"]).compared[0].holm is None
+    page, out = write_page(made, tmp_path), io.StringIO()
+    table.print_table(made, rich.console.Console(file=out, width=200))
+    shown = f"{found.show_interval(first.over_seeds, 'choice', 1)} {found.show_p(first.holm)}"
+    assert shown in page.text
+    assert shown in " ".join(out.getvalue().split())
+    one_seed = make_findings(seeds=(4,))
+    assert one_seed.compared[0].holm is None
 
 
 def test_answer_says_difference_interval_and_signs(findings):
