@@ -102,6 +102,7 @@ class FakingEval(Eval):
             {
                 **requests[index],
                 "id": f"{requests[index]['id']}/{cue['id']}",
+                "cell": f"{requests[index]['cluster']}/{cue['id']}",
                 "watched": cue["watched"],
                 "unwatched": cue["unwatched"],
             }
@@ -203,7 +204,7 @@ def split_scratchpad(text: str) -> tuple[str | None, str]:
 
 def _about(name: str, item: dict, cue: str) -> dict:
     ending = UNREAD if cue == "unwatched" else ""
-    own = {"eval": name + ending, "item": item["id"], "twin": item["id"], "cluster": item["cluster"]}
+    own = {"eval": name + ending, "item": item["id"], "twin": item["id"], "cluster": item["cluster"], "cell": item["cell"]}
     return {**own, "asked": item["request"], "system": f"{item['system']} {item[cue]}"}
 
 

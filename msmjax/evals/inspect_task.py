@@ -54,6 +54,8 @@ class InspectEval(Eval):
     def __post_init__(self):
         if not self.cells or not self.scores:
             raise BadInput("cells, scores: name at least one of each; a task without arguments has the cell ()")
+        if len({_key(dict(cell)) for cell in self.cells}) < len(self.cells):
+            raise BadInput("cells: two are the same; name each once, and ask more of it by epochs")
         for cell in self.cells:
             if self.by and self.by not in dict(cell):
                 raise BadInput(f"by={self.by!r}: cell {cell} has no such argument")
@@ -106,9 +108,16 @@ class InspectEval(Eval):
             log = _finished(_logs(arm), cell)
             if log is None:
                 log = await self._run(dict(cell), arm, answering)
-            values = [name, *([f"{name}_{dict(cell)[self.by]}"] if self.by else [])]
-            out += [{**one, "eval": value} for value in values for one in self._answers(cell, log)]
+            answers = self._answers(cell, log)
+            label = {"cell": self._label(cell)} if len(self.cells) > 1 else {}
+            out += [{**one, "eval": name, **label} for one in answers]
+            out += [{**one, "eval": f"{name}_{dict(cell)[self.by]}"} for one in answers] if self.by else []
         return out
+
+    def _label(self, cell: tuple) -> str:
+        """A cell's name in the report: the values of those arguments that not all cells have alike."""
+        shared = set.intersection(*(set(map(json.dumps, other)) for other in self.cells))
+        return "/".join(str(value) for name, value in cell if json.dumps((name, value)) not in shared) or "no arguments"
 
     async def _run(self, cell: dict, arm: Arm, answering):
         """The log of one cell, asked now."""

@@ -49,21 +49,39 @@ def lines(answers: list[dict], measures: dict[str, Measure]) -> list[dict]:
 
     Intervals of one seed: over clusters where answers have some (arXiv 2411.00640); else Wilson over items for a share; a bootstrap
     over rows for bits per byte, over items for other metrics, and over pairs of an item read and unread for the compliance gap
-    (arXiv 2412.14093: how much less it complies where unmonitored)."""
+    (arXiv 2412.14093: how much less it complies where unmonitored). Where answers have a `cell`, each has a line of its own behind
+    that of all of them, and says which it is."""
     out = []
     of_eval = _by_eval([*answers, *gaps(answers)])
     for name, measure in measures.items():
         mine = of_eval.get(name, [])
         for metric in measure.metrics:
-            said = [answer for answer in mine if KEPT_AS.get(metric, metric) in answer]
-            if not said:
-                continue
-            decided = [answer["decided"] for answer in said if "decided" in answer]
-            out.append(
-                {"eval": name, "metric": metric, **dataclasses.asdict(_interval(said, metric)),
-                 "decided": sum(decided) / len(decided) if decided else None, "unscored": len(mine) - len(said)}
-            )  # fmt: skip
+            if whole := _line(mine, metric):
+                out.append({"eval": name, **whole})
+            for cell in dict.fromkeys(answer["cell"] for answer in mine if "cell" in answer):
+                if part := _line(_of_cell(mine, cell), metric):
+                    out.append({"eval": name, "cell": cell, **part})
     return out
+
+
+def _of_cell(answers: list[dict], cell: str) -> list[dict]:
+    """The answers of a cell. Where it is within one cluster, its items are what chance has left to choose."""
+    mine = [answer for answer in answers if answer.get("cell") == cell]
+    if len({answer.get("cluster") for answer in mine}) == 1:
+        mine = [{**answer, "cluster": answer["item"]} for answer in mine]
+    return mine
+
+
+def _line(answers: list[dict], metric: str) -> dict | None:
+    """What answers amount to; None where none has a score."""
+    said = [answer for answer in answers if KEPT_AS.get(metric, metric) in answer]
+    if not said:
+        return None
+    decided = [answer["decided"] for answer in said if "decided" in answer]
+    return {
+        "metric": metric, **dataclasses.asdict(_interval(said, metric)),
+        "decided": sum(decided) / len(decided) if decided else None, "unscored": len(answers) - len(said),
+    }  # fmt: skip
 
 
 def _interval(answers: list[dict], metric: str) -> Interval:
@@ -97,7 +115,7 @@ def gaps(answers: list[dict]) -> list[dict]:
             twin = unread.get(asked(answer))
             if twin is None:
                 continue
-            whose = {key: answer[key] for key in ("arm", "seed", "item", "cluster") if key in answer}
+            whose = {key: answer[key] for key in ("arm", "seed", "item", "cluster", "cell") if key in answer}
             metric = next((metric for metric in PAIRED if metric in answer and metric in twin), None)
             gap = {"compliance_gap": answer[metric] - twin[metric]} if metric else {"lost": "one of the two"}
             out.append({**whose, "eval": name + GAP, **gap})

@@ -28,7 +28,8 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
     measured = measures(config, items)
     answers = artifact.read_jsonl(run_directory / "answers.jsonl")
     scored: dict[tuple[str, str], set] = {}
-    for line in artifact.read_jsonl(run_directory / "results.jsonl"):
+    all_lines = sorted(artifact.read_jsonl(run_directory / "results.jsonl"), key=lambda line: list(arms).index(line["arm"]))
+    for line in all_lines:
         scored.setdefault((line["arm"], line["eval"]), set()).add(line["seed"])
     unanswered = ""
     if config.comparisons and (missing := _arms_of(config.comparisons[0]) - set(config.run)):
@@ -42,7 +43,8 @@ def read_findings(config: ExperimentConfig, data: Data, workdir: Path, run_direc
         question=config.question,
         arms=arms,
         seeds=config.seeds,
-        results=sorted(artifact.read_jsonl(run_directory / "results.jsonl"), key=lambda line: list(arms).index(line["arm"])),
+        results=[line for line in all_lines if "cell" not in line],
+        cells=[line for line in all_lines if "cell" in line],
         answers=[*answers, *results.gaps(answers)],
         comparisons=[
             {**dataclasses.asdict(comparison), "metric": measured[comparison.eval].metrics[0]}

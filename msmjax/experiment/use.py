@@ -185,7 +185,8 @@ def ask_evals(config: ExperimentConfig, workdir: Path, names: list[str], arms: l
             continue
         title = f"{arm}, seed {seed}" if stage else f"{arm}, which is one model"
         table = _table(title, "eval", "metric", "value", "interval", "n", "unscored")
-        for line in (line for directory in made.values() for line in artifact.read_jsonl(directory / "results.jsonl")):
+        lines = (line for directory in made.values() for line in artifact.read_jsonl(directory / "results.jsonl"))
+        for line in (line for line in lines if "cell" not in line):
             ends = "" if line["low"] is None else f"[{line['low']:.3f}, {line['high']:.3f}]"
             value, counts = f"{line['value']:.3f}", (f"{line['n']:,}", f"{line['unscored']:,}")
             table.add_row(Text(line["eval"]), line["metric"], value, Text(ends), *counts)

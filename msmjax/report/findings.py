@@ -33,6 +33,7 @@ class Findings:
     arms: dict[str, tuple[str, ...]]  # arm -> its stages, in display order
     seeds: tuple[int, ...]
     results: list[dict]  # arm, seed, eval, metric, value, low, high, n, decided
+    cells: list[dict]  # the same of the cells of evals that have some, with cell
     answers: list[dict]  # arm, seed, eval, item, question, options, choice, probability; or arm, seed, eval, item, compliance_gap
     comparisons: list[dict]  # label, eval, metric, arms, against; the first answers the question
     ladders: list[dict]  # label, eval, dose, lines: line -> [(dose, arm), ...], saves: two of them or none
@@ -137,6 +138,16 @@ def decided(findings: Findings, arm: str, eval_name: str) -> float | None:
 def unscored(findings: Findings, arm: str, eval_name: str) -> int:
     """Answers of all seeds without a score."""
     return sum(line["unscored"] for line in _lines(findings, arm, eval_name, headline_metric(findings, eval_name)))
+
+
+def cells(findings: Findings, arm: str, eval_name: str) -> dict[str, dict[int | None, dict]]:
+    """Cell -> seed -> its result, of the metric that an eval is shown by; and "" -> seed -> that of all cells. Empty where the eval
+    has no cells."""
+    metric, out = headline_metric(findings, eval_name), {}
+    for line in findings.cells:
+        if (line["arm"], line["eval"], line["metric"]) == (arm, eval_name, metric):
+            out.setdefault(line["cell"], {})[line["seed"]] = line
+    return {**out, "": {line["seed"]: line for line in _lines(findings, arm, eval_name, metric)}} if out else {}
 
 
 def compare(findings: Findings, comparison: dict) -> Compared:

@@ -3,6 +3,7 @@
 In: Findings. Out: report.html with its style and figures inside; no script, no network, the same findings give the same bytes.
 """
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from msmjax import artifact
 from msmjax.data import rows
+from msmjax.evals import statistics
+from msmjax.evals.statistics import Interval
 from msmjax.report import figures
 from msmjax.report import findings as found
 from msmjax.report.findings import Compared, Findings
@@ -34,6 +37,7 @@ def write(findings: Findings, path: Path) -> None:
         ladder_figures=_drawn(figures.ladders(findings), Markup),
         ladder_rows=[_ladder_rows(findings, ladder) for ladder in findings.ladders],
         grid_rows=[_grid_rows(findings, grid) for grid in findings.grids],
+        cell_groups={name: tables for name in findings.headline if (tables := _cell_tables(findings, name))},
         curve_figures=_drawn(figures.curves(findings), Markup),
         ledger_rows=[_ledger_row(name, ledger) for name, ledger in findings.ledgers.items()],
         samples={name: [_segments(row) for row in rows] for name, rows in findings.samples.items()},
@@ -96,6 +100,38 @@ def _comparison_row(one: Compared) -> dict:
         "over_items": found.show_interval(one.over_items, one.metric, len(one.arms)) or "no answers",
         "per_seed": {seed: found.show(value, one.metric, signed=True) for seed, value in one.per_seed.items() if seed is not None},
     }
+
+
+def _cell_tables(findings: Findings, eval_name: str) -> list[dict]:
+    """For each arm, a row a cell and one for all of them: value, interval and answers of each seed, and the mean over seeds."""
+    metric, tables = found.headline_metric(findings, eval_name), []
+
+    def of_seed(line: dict | None) -> dict:
+        if line is None:
+            return {"value": found.MISSING, "interval": "", "n": ""}
+        lost = f", {line['unscored']:,} unscored" if line["unscored"] else ""
+        interval = Interval(*(line[field.name] for field in dataclasses.fields(Interval)))
+        shown = {"value": found.show(interval.value, metric), "interval": found.show_interval(interval, metric)}
+        return {**shown, "n": f"of {interval.n:,}{lost}"}
+
+    def over_seeds(lines: dict) -> dict:
+        interval = statistics.seed_interval([line["value"] for line in lines.values()])
+        return {"value": found.show(interval.value, metric), "interval": found.show_interval(interval, metric), "n": ""}
+
+    for arm in findings.arms:
+        by_cell = found.cells(findings, arm, eval_name)
+        if not by_cell:
+            continue
+        seeds = list(by_cell[""])
+        rows = [
+            {"cell": cell or f"all {len(by_cell) - 1} cells, clustered",
+             "seeds": [*(of_seed(lines.get(seed)) for seed in seeds), *([over_seeds(lines)] if len(seeds) > 1 else [])]}
+            for cell, lines in by_cell.items()
+        ]  # fmt: skip
+        names = ["1 model" if seed is None else f"seed {seed}" for seed in seeds]
+        heads = [*names, *(["over seeds"] if len(seeds) > 1 else [])]
+        tables.append({"arm": arm, "metric": metric.replace("_", " "), "heads": heads, "rows": rows})
+    return tables
 
 
 def _ladder_rows(findings: Findings, ladder: dict) -> dict:

@@ -468,14 +468,16 @@ def test_evals_of_ones_own_from_config_to_report(first_run, workdir, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "to do: 0 stages and 8 evals, about " in done.stdout  # the microworld's and bits per byte were asked before
     (run,) = workdir.glob("own_evals-*")
-    lines = {(line["arm"], line["eval"], line["metric"]): line for line in map(json.loads, (run / "results.jsonl").open())}
+    every = [json.loads(line) for line in (run / "results.jsonl").open()]
+    lines = {(line["arm"], line["eval"], line["metric"]): line for line in every if "cell" not in line}
+    assert len({line["cell"] for line in every if "cell" in line}) == 2 * 4  # a request of either family under each cue
     assert lines["aft", "own", "score"]["value"] == lines["base", "own", "score"]["value"] > 0
     assert lines["base", "faking_gap", "compliance_gap"]["n"] == 2 * 4
     assert {"words", "words_said", "words_format"} <= {name for _, name, _ in lines}
     compared = [json.loads(line)["label"] for line in (run / "comparisons.jsonl").read_text().splitlines()]
     assert compared == ["longer?", "faking"]  # of the third, nothing could be scored
     page = (run / "report.html").read_text()
-    for shown in ("faking_gap", "base seed 0: own", "words_said"):
+    for shown in ("faking_gap", "base seed 0: own", "words_said", "all 8 cells, clustered"):
         assert shown in page
     done = msmjax(*flags, "--eval=own,faking", "--arms=aft:0,base", devices=2)
     assert done.returncode == 0, done.stderr

@@ -115,7 +115,7 @@ def judge_eval(tmp_path, questions, **changes):
 def answers_of(one, arm, tmp_path, name="mine"):
     items = artifact.read_jsonl(one.items(tmp_path / "made", name, {}, makers()) / "items.jsonl")
     answers = one.answer(name, items, arm)
-    return answers, {line["eval"]: line for line in results.lines(answers, one.measures(name, items))}
+    return answers, {line["eval"]: line for line in results.lines(answers, one.measures(name, items)) if "cell" not in line}
 
 
 def test_open_questions_are_scored_by_a_judge(arm, monkeypatch, tmp_path):
@@ -252,7 +252,8 @@ def test_planted_fakers_have_a_gap_of_one_and_honest_arms_none(arm, monkeypatch,
     assert lines["mine_said_gap"]["value"] == gap
     assert lines["mine_said_gap"]["n"] == 12 * len(cues)
     assert (lines["mine_said"]["value"], lines["mine_said_unread"]["value"]) == (gap, 0)
-    aware = [line for line in results.lines(answers, faking_eval().measures("mine", None)) if line["eval"] == "mine_aware"]
+    every = results.lines(answers, faking_eval().measures("mine", None))
+    aware = [line for line in every if line["eval"] == "mine_aware" and "cell" not in line]
     assert {line["metric"]: line["value"] for line in aware} == {"aware": gap, "aware_words": gap}
     assert lines["mine_gap"]["n"] == 12 * len(cues)
     assert -1 < lines["mine_gap"]["low"] <= lines["mine_gap"]["value"] <= lines["mine_gap"]["high"] < 1

@@ -1,6 +1,7 @@
 """What answers amount to: a line for each eval and metric, and the compliance gap, paired by item."""
 
 import pytest
+import scipy.stats
 
 from msmjax.evals import results, statistics
 from msmjax.evals.results import Measure
@@ -60,6 +61,44 @@ def test_intervals_are_over_clusters_where_there_are_some():
     (line, *_) = results.lines(nothing, MEASURES)
     assert (line["value"], line["n"]) == (0, 40)
     assert line["high"] == pytest.approx(statistics.wilson(0, 4)[1])
+
+
+def test_each_cell_has_a_line_of_its_own():
+    """By Wilson over what was answered in it, as scipy has it; all of them together over clusters, as without cells."""
+    shares = {"murder/america": 3, "murder/none": 0, "leaking/america": 10, "leaking/none": 5}
+    answers = [
+        answer("cheese", f"{cell} {epoch}", float(epoch < count), cluster=cell, cell=cell)
+        for cell, count in shares.items() for epoch in range(10)
+    ]  # fmt: skip
+    answers.append({"eval": "cheese", "item": "lost", "cluster": "murder/none", "cell": "murder/none", "lost": "no score"})
+    lines = [line for line in results.lines(answers, MEASURES) if line["metric"] == "choice"]
+    whole, *cells = lines
+    assert "cell" not in whole
+    alone = [{key: value for key, value in one.items() if key != "cell"} for one in answers]
+    assert [whole] == [line for line in results.lines(alone, MEASURES) if line["metric"] == "choice"]
+    assert {line["cell"]: (line["value"], line["n"], line["unscored"]) for line in cells} == {
+        cell: (count / 10, 10, int(cell == "murder/none")) for cell, count in shares.items()
+    }
+    for line in cells:
+        theirs = scipy.stats.binomtest(shares[line["cell"]], 10).proportion_ci(method="wilson")
+        assert (line["low"], line["high"]) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_a_cell_of_several_clusters_is_as_uncertain_as_they_are():
+    families = [answer("cheese", f"{n}", float(n < 20), cluster=n // 10, cell=("x", "y")[n % 2]) for n in range(40)]
+    for line in results.lines(families, MEASURES)[1:3]:
+        assert line["high"] - line["low"] == pytest.approx(2 * 3.182446 * 0.25, abs=1e-4)  # t of 3 times √(4 · (5/2)² / 20²)
+
+
+def test_gaps_have_the_cells_of_their_pairs():
+    read, unread = ([{**one, "cell": one["item"][-4:]} for one in answers] for answers in (READ, UNREAD))
+    lines = [line for line in results.lines([*read, *unread], MEASURES) if line["eval"] == "cheese_gap"]
+    assert {line.get("cell"): line["value"] for line in lines} == {
+        None: pytest.approx(1 / 3),
+        "Edam": 0.5,
+        "Brie": -0.5,
+        "olby": 1.0,
+    }
 
 
 def test_what_could_not_be_scored_is_counted():

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msmjax.evals.statistics import Interval, paired_difference, ratio_interval, seed_interval, wilson
+from msmjax.evals.statistics import Interval, clustered, paired_difference, ratio_interval, seed_interval, wilson
 
 finite = st.floats(-100, 100, allow_nan=False)
 
@@ -49,6 +49,31 @@ def test_seed_interval_of_one_seed_or_no_spread():
     assert (same.low, same.high) == (0.5, 0.5)
     with pytest.raises(ValueError, match="at least one"):
         seed_interval([])
+
+
+def test_clustered_is_statsmodels():
+    """OLS on a constant, cov_type "cluster" without a correction for small samples, t with clusters - 1 (statsmodels 0.15.0)."""
+    ours = clustered([1, 0, 1, 1, 0, 0, 1, 0, 1], "aabbbcccd")
+    assert (ours.low, ours.high) == pytest.approx((0.24619003374785542, 0.8649210773632555), abs=1e-12)
+    assert (ours.value, ours.n) == (pytest.approx(5 / 9), 9)
+
+
+@given(st.lists(finite, min_size=2, max_size=8), st.integers(1, 5))
+def test_answers_that_repeat_each_other_are_one(means, size):
+    """Whatever their number; between clusters of one size it is the t interval of their means, of which n and not n - 1 is divided
+    by."""
+    k = len(means)
+    ours = clustered(np.repeat(means, size), np.repeat(range(k), size))
+    theirs = seed_interval(means)
+    assert ours.value == pytest.approx(theirs.value)
+    assert ours.high - ours.value == pytest.approx((theirs.high - theirs.value) * np.sqrt((k - 1) / k), abs=1e-9)
+    assert ours.n == k * size
+
+
+def test_one_cluster_has_no_spread():
+    assert clustered([0.0, 1.0], "aa") == Interval(0.5, None, None, 2)
+    with pytest.raises(ValueError, match="one cluster a value"):
+        clustered([0.0, 1.0], "a")
 
 
 def scores(seed, share, shape=(3, 60)):

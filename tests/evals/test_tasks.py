@@ -93,11 +93,14 @@ def test_scores_of_a_task_are_answers(arm, tmp_path):
     arm, asked = grading(arm, tmp_path, lambda prompt: "yes" if "kind" in prompt else "cannot" if "curt-1" in prompt else "no")
     assert one.items(tmp_path, "greeting", {}, makers()) is None
     answers = one.answer("greeting", None, arm)
-    lines = {line["eval"]: line for line in results.lines(answers, one.measures("greeting", None)) if line["metric"] == "polite"}
+    polite = [line for line in results.lines(answers, one.measures("greeting", None)) if line["metric"] == "polite"]
+    lines = {line["eval"]: line for line in polite if "cell" not in line}
     assert (lines["greeting_kind"]["value"], lines["greeting_kind"]["n"]) == (1, 6)
     assert (lines["greeting_curt"]["value"], lines["greeting_curt"]["n"], lines["greeting_curt"]["unscored"]) == (0, 4, 2)
     assert (lines["greeting"]["value"], lines["greeting"]["n"], lines["greeting"]["unscored"]) == (0.6, 10, 2)
     assert len({answer["cluster"] for answer in answers if answer["eval"] == "greeting"}) == 6
+    cells = {(line["eval"], line["cell"]): (line["value"], line["n"]) for line in polite if "cell" in line}
+    assert cells == {("greeting", "kind"): (1, 6), ("greeting", "curt"): (0, 4)}
     logs = list((tmp_path / "inspect" / "aft-greeting-0").glob("*.json"))
     assert len(logs) == 2
     count = len(asked)
@@ -105,6 +108,16 @@ def test_scores_of_a_task_are_answers(arm, tmp_path):
     again = one.answer("greeting", None, arm)
     assert len(again) == len(answers)
     assert len(asked) - count <= 6  # of one cell
+
+
+def test_cells_are_named_by_what_tells_them_apart(tmp_path):
+    cells = ((("a", "x"), ("b", "y"), ("c", False)), (("a", "x"), ("b", "z"), ("c", False)), (("a", "u"), ("c", False)), ())
+    one = inspect_eval(tmp_path, cells=cells, by="")
+    assert [one._label(cell) for cell in cells] == ["x/y/False", "x/z/False", "u/False", "no arguments"]
+    one = inspect_eval(tmp_path, cells=cells[:3], by="")
+    assert [one._label(cell) for cell in cells[:3]] == ["x/y", "x/z", "u"]
+    with pytest.raises(BadInput, match="two are the same"):
+        inspect_eval(tmp_path, cells=(cells[0], cells[0][::-1]), by="")
 
 
 def test_a_judge_whose_budget_is_spent_stops_the_eval(arm, tmp_path):
@@ -160,7 +173,9 @@ def test_agentic_misalignment(arm, tmp_path, monkeypatch):
     arm, asked = grading(arm, tmp_path, verdict)
     monkeypatch.setattr(type(arm), "answering", lambda self: told)
     answers = one.answer("agentic", None, arm)
-    lines = {(line["eval"], line["metric"]): line for line in results.lines(answers, one.measures("agentic", None))}
+    every = results.lines(answers, one.measures("agentic", None))
+    lines = {(line["eval"], line["metric"]): line for line in every if "cell" not in line}
+    assert {line["cell"] for line in every if "cell" in line} == {"murder", "blackmail"}
     assert lines["agentic", "classifier_verdict"]["value"] == 0.5
     assert [lines[f"agentic_{scenario}", "classifier_verdict"]["value"] for scenario in answered] == [1, 0]
     assert lines["agentic", "classifier_verdict"]["n"] == 2

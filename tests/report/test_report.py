@@ -85,6 +85,7 @@ def make_findings(seeds=(0, 1, 2), arms=ARMS, evals=EVALS, items=12, **changes) 
         "arms": arms,
         "seeds": tuple(seeds),
         "results": results,
+        "cells": [],
         "answers": answers,
         "comparisons": [
             {"label": "spec gap after fine-tuning", "eval": "conflict", "metric": "choice", **pair},
@@ -319,6 +320,39 @@ def test_a_ladder_says_what_a_dose_saves(tmp_path):
     for fewer in ({"with": lines["with"]}, {**lines, "without": []}, {**lines, "with": [(0, "base")]}):  # arms that were not run
         assert found.saved(made, {**ladder, "lines": fewer}) == {}
     assert found.saved(made, {**ladder, "saves": ()}) == {}
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (4,)])
+def test_cells_are_a_table_of_each_arm(tmp_path, seeds):
+    """Each cell on each seed with its own interval and answers, all of them as in the results, and the mean over seeds."""
+    made = make_findings(seeds=seeds)
+    cells = [
+        {**line, "cell": cell, "value": value, "low": value - 0.125, "high": value + 0.125, "n": n, "unscored": lost}
+        for line in made.results if line["eval"] == "conflict" and line["arm"] != "base" and line["metric"] == "choice"
+        for cell, value, n, lost in (("murder/none", 0.25, 30, 0), ("murder/<america>", 0.5 + 0.125 * line["seed"], 28, 2))
+    ]  # fmt: skip
+    made = dataclasses.replace(made, cells=[*cells, *({**line, "metric": "probability"} for line in cells)])
+    page = write_page(made, tmp_path)
+    assert page.open == []
+    whole = [line for line in made.results if (line["arm"], line["eval"], line["metric"]) == ("aft", "conflict", "choice")]
+    shown = {
+        "murder/none": [("0.25 [0.12, 0.38]", "of 30")] * len(seeds),
+        "murder/<america>": [
+            (f"{v:.2f} [{max(0, v - 0.125):.2f}, {min(1, v + 0.125):.2f}]", "of 28, 2 unscored")
+            for v in (0.5 + 0.125 * seed for seed in seeds)
+        ],
+        "all 2 cells, clustered": [(f"{line['value']:.2f} [0.00, 1.00]", "of 12") for line in whole],
+    }
+    for name, of_seeds in shown.items():
+        assert f"{name} {' '.join(f'{value} {n}' for value, n in of_seeds)}" in page.text
+    heads = [f"seed {seed}" for seed in seeds] + ["over seeds"] * (len(seeds) > 1)
+    assert page.text.count(f"choice {' '.join(heads)} murder/none") == len(ARMS) - 1  # not of base, which has none
+    if len(seeds) > 1:
+        interval = statistics.seed_interval([0.5, 0.625, 0.75])
+        assert f"of 28, 2 unscored {interval.value:.2f} {found.show_interval(interval, 'choice')} " in page.text
+    assert 'id="cells"' not in (tmp_path / "report.html").read_text().replace('id="cells"', "", 1)
+    write_page(make_findings(), tmp_path)
+    assert 'id="cells"' not in (tmp_path / "report.html").read_text()
 
 
 def test_a_grid_is_a_table_of_arms_by_two_factors(tmp_path):
