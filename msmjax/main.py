@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
         return processes.leave(0)
     frozen = config.from_config_dict(_CONFIG.value)
     if _PLAN.value:
-        plan.plan(frozen, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
+        plan.plan(frozen, workdir, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
     elif _SHOW_BATCH.value is not None:
         data.show_batch(frozen, workdir, _SHOW_BATCH.value)
     elif _CHECK.value is not None:
@@ -134,7 +134,7 @@ def _claims(claims, workdir: Path) -> None:
     if not _PLAN.value:
         return answers.run(claims, experiments, workdir)
     for one in experiments.values():
-        plan.plan(one, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
+        plan.plan(one, workdir, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
 
 
 def _join_processes() -> None:

@@ -30,6 +30,18 @@ class Eval:
         """What it measures, by the name under which the report shows it; None where that is not known without items."""
         raise NotImplementedError
 
+    def counts(self, name: str, items: list[dict] | None) -> dict[str, tuple[int, int]]:
+        """How many answers a model will give to each of what it measures, and in how many clusters, where that is known before."""
+        of_eval: dict[str, list] = {}
+        for item in items or []:
+            of_eval.setdefault(item.get("eval", name), []).append(item.get("cluster", item["id"]))
+        out = {}
+        for shown in self.measures(name, items) or ():
+            # What is measured of the same items is named by theirs, with an ending.
+            if asked := max((one for one in of_eval if shown.startswith(one)), key=len, default=None):
+                out[shown] = len(of_eval[asked]), len(set(of_eval[asked]))
+        return out
+
     def depends(self, makers: Makers) -> dict:
         """What answers depend on beside the model, the items, the prompt and the rows."""
         return {}

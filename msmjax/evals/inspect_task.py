@@ -86,6 +86,14 @@ class InspectEval(Eval):
         parts = {f"{name}_{value}": Measure(f"{meaning}, where {self.by} is {value}", self.scores) for value in values}
         return {name: Measure(meaning, self.scores), **parts}
 
+    def counts(self, name: str, items: None) -> dict[str, tuple[int, int]]:
+        if not self.limit:
+            return {}
+        out = {name: self.cells}
+        for cell in self.cells if self.by else ():
+            out[f"{name}_{dict(cell)[self.by]}"] = (*out.get(f"{name}_{dict(cell)[self.by]}", ()), cell)
+        return {one: (len(cells) * self.limit * self.epochs, len(cells) * self.limit) for one, cells in out.items()}
+
     def depends(self, makers: Makers) -> dict:
         file = Path(self.task.partition("@")[0])
         versions = {package: _version(package) for package in PACKAGES}

@@ -120,6 +120,9 @@ class JudgedEval(Eval):
             out[name + PEOPLE] = Measure("agreement of the judge and people, Cohen's kappa", ("kappa",))
         return out
 
+    def counts(self, name: str, items: list[dict] | None) -> dict[str, tuple[int, int]]:
+        return super().counts(name, [item for item in items or [] if "score" not in item])
+
     def depends(self, makers: Makers) -> dict:
         judges = [makers.teachers[judge].identity if judge else None for judge in (self.judge, self.second)]
         asked = ("lowest", "highest", "votes", "second_share", "thinks", "max_tokens", "temperature", "top_p", "seed")

@@ -21,13 +21,15 @@ from msmjax.corpus.teacher_config import RECORDED
 from msmjax.data import chat, show
 from msmjax.data.huggingface import open_tokenizer
 from msmjax.evals import scoring
-from msmjax.evals.results import Cost
+from msmjax.evals.results import RANGES, Cost
+from msmjax.experiment import power
 from msmjax.experiment.data import Data
 from msmjax.experiment.evaluation import eval_path
+from msmjax.experiment.power import Smallest
 from msmjax.experiment.stages import to_do
 from msmjax.machine import GIB, Machine
 from msmjax.model import lora, transformer
-from msmjax.report import table
+from msmjax.report import findings, inference, table
 from msmjax.training import loop
 from msmjax.training import step as steps
 
@@ -50,8 +52,11 @@ class DoesNotFit(Exception):
     """The compiler refuses the step for want of memory; the text says what it needs and what there is."""
 
 
-def plan(config: ExperimentConfig, device: str | None = None, topology: str | None = None, price: float | None = None) -> None:
-    """Prints the stages of an experiment and what they take; runs none of them. `price` is dollars per device-hour."""
+def plan(
+    config: ExperimentConfig, workdir: Path, device: str | None = None, topology: str | None = None, price: float | None = None
+) -> None:
+    """Prints the stages of an experiment, what they take and what its comparisons could show; runs none of them. `price` is dollars
+    per device-hour."""
     from rich.table import Table
 
     if topology is not None:
@@ -118,6 +123,7 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         f"gradients {show_bytes(gradients)}, activations as above (both estimates)"
         + (f", of {show_bytes(there.memory)}" if there.memory else "")
     )
+    print_power(config, workdir)
     if there.compiles:
         apart = {(said.model, said.optimizer, config.stages[name].batch_rows): said for name, said in stages.items()}
         for (_, _, rows), said in apart.items():
@@ -129,6 +135,42 @@ def plan(config: ExperimentConfig, device: str | None = None, topology: str | No
         say(f"warning: evals: do not fit by this estimate: {needed} of {has}; use more devices")
     if config.weights:
         print_first_chat(config, stages)
+
+
+def print_power(config: ExperimentConfig, workdir: Path) -> None:
+    """Prints the smallest difference that each comparison would show four times in five."""
+    found = power.smallest(config, workdir)
+    if not found:
+        return
+
+    def show(one: Smallest, metric: str, most: float, of: str) -> str:
+        if one.difference is None:
+            return findings.MISSING
+        wide = metric in RANGES and one.difference > most
+        return ("more than there can be" if wide else findings.show(one.difference, metric)) + of
+
+    out = table.new_table(
+        "smallest differences that are found four times in five (two-sided, 5 %)", "comparison", "eval", "over seeds", "over items",
+        "spread",
+    )  # fmt: skip
+    for comparison, metric, seeds, items in found:
+        low, high = RANGES.get(metric, (0, 0))
+        most = (high - low) * len(comparison.arms)
+        in_clusters = f" in {items.clusters:,} clusters" if items.clusters < items.n else ""
+        cells = show(seeds, metric, most, f", {seeds.n} seeds"), show(items, metric, most, f", {items.n:,} items{in_clusters}")
+        whose = [one.run or "assumed" for one in (seeds, items) if one.difference is not None]
+        said = whose[0] if len(set(whose)) == 1 else ", ".join(whose) or "not known"
+        out.add_row(*map(table.plain, [comparison.label, comparison.eval, *cells, said]))
+    console = table.make_console()
+    console.print(out)
+    note = (
+        "assumed: every seed and every answer varies as widely as it can (a share: that of one half), arms independently of each "
+        "other, and items of a cluster are one; what is paired varies less"
+    )
+    if len(config.seeds) > 1:
+        times = inference.smallest_effect(len(config.seeds), 1.0)
+        note += f". {len(config.seeds)} seeds show {times:.2f} times the spread over seeds, whatever that is"
+    console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def corpora_by_teachers(config: ExperimentConfig) -> Iterator[str]:

@@ -186,9 +186,9 @@ def test_gathered_matrices_are_counted(llama):
 
 
 @pytest.mark.parametrize(("device", "name"), [("v5e:8", "cudnn"), ("a100:8", "cudnn"), ("h100:8", "splash")])
-def test_a_back_end_that_would_not_run_there_is_refused(llama, device, name):
+def test_a_back_end_that_would_not_run_there_is_refused(llama, device, name, tmp_path):
     with pytest.raises(BadInput, match=f"^model.attention='{name}': needs "):
-        plan.plan(with_part(llama, "model", attention=name), device=device)
+        plan.plan(with_part(llama, "model", attention=name), tmp_path, device=device)
 
 
 def test_auto_is_said_once_for_a_machine(llama):
@@ -330,7 +330,7 @@ def test_corpora_by_a_teacher_are_planned():
 def test_evals_are_planned(capsys, tmp_path):
     """Their memory follows from the length of a row and not from its square; import is one model, whatever the seeds."""
     config = load("paper/philosophy", "")
-    plan.plan(config, device="h200:4")
+    plan.plan(config, tmp_path, device="h200:4")
     said = capsys.readouterr().out
     assert "evals: 17 models" in said  # four arms, four seeds, and the imported model
     assert "(without datasets/held-out.jsonl: not there yet)" in said
