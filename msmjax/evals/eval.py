@@ -46,6 +46,11 @@ class Eval:
         """What answers depend on beside the model, the items, the prompt and the rows."""
         return {}
 
+    def asks(self, makers: Makers) -> dict:
+        """Of what `depends` names, what decides about what is asked and said; the rest is how that is read. What was said is kept
+        under it until the eval is answered."""
+        return self.depends(makers)
+
     def answer(self, name: str, items: list[dict] | None, arm: Arm) -> list[dict]:
         """The answers of an arm. Every process calls it; those of the first count."""
         raise NotImplementedError

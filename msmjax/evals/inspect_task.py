@@ -5,7 +5,9 @@ In: a task's name and the arguments of each of its cells. Out: an answer a sampl
 """
 
 import asyncio
+import collections
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -22,6 +24,8 @@ from msmjax.corpus.sources import Makers, Source
 from msmjax.evals.arm import Arm
 from msmjax.evals.eval import Eval
 from msmjax.evals.results import VERDICT_TOKENS, Cost, Measure
+from msmjax.generation.answering import Answering
+from msmjax.generation.generate import Made, Settings
 from msmjax.ranges import Count, Natural, NotNegative, Range, known
 
 ROOMS = ("inspect_provider.py", "corpus/answer.py")  # that decide about prompts, answers and verdicts
@@ -37,6 +41,8 @@ class InspectEval(Eval):
     `judge`, a teacher of the config or "" for none, is what it grades with: the role `grader` and, where it has a name, the
     argument `judge_argument`. `scores` names those that are read, the first of which the arms are compared by; each value of the
     argument `by`, where it is not "", has an eval of its own. A sample without a score is counted, and is in no mean.
+
+    Each request has a seed of its own, made of `seed`: epochs differ, and another run draws the same.
     """
 
     task: str
@@ -50,6 +56,7 @@ class InspectEval(Eval):
     max_tokens: Count
     temperature: NotNegative
     top_p: Annotated[float, Range("(0, 1]")]
+    seed: Natural
 
     def __post_init__(self):
         if not self.cells or not self.scores:
@@ -95,15 +102,16 @@ class InspectEval(Eval):
         return {one: (len(cells) * self.limit * self.epochs, len(cells) * self.limit) for one, cells in out.items()}
 
     def depends(self, makers: Makers) -> dict:
-        file = Path(self.task.partition("@")[0])
-        versions = {package: _version(package) for package in PACKAGES}
+        return {**self.asks(makers), "cells": self.cells, "scores": self.scores, "by": self.by}
+
+    def asks(self, makers: Makers) -> dict:
+        """Of one cell; its log says which."""
+        file, package = Path(self.task.partition("@")[0]), self.task.partition("/")[0]
+        versions = {one: _version(one) for one in (*PACKAGES, *_distributions().get(package, ()))}
         judge = makers.teachers[self.judge].identity if self.judge else None
-        return {
-            **dataclasses.asdict(self),
-            "judge": judge,
-            **versions,
-            **({"file": artifact.file_hash(file)} if file.is_file() else {}),
-        }
+        asked = ("task", "judge_argument", "epochs", "limit", "max_tokens", "temperature", "top_p", "seed")
+        code = {"file": artifact.file_hash(file)} if file.is_file() else {}
+        return {**{name: getattr(self, name) for name in asked}, "judge": judge, **versions, **code}
 
     def answer(self, name: str, items: None, arm: Arm) -> list[dict]:
         return asyncio.run(self._answer(name, arm))
@@ -135,7 +143,8 @@ class InspectEval(Eval):
 
         from msmjax.inspect_provider import JudgeAPI, MsmjaxAPI
 
-        model = Model(MsmjaxAPI(arm.label.replace(":", ","), answering=answering), GenerateConfig())
+        seeded = _Seeded(answering, [self.seed, _key(cell)])
+        model = Model(MsmjaxAPI(arm.label.replace(":", ","), answering=seeded), GenerateConfig())
 
         async def ask(arguments: dict, roles: dict):
             try:
@@ -185,7 +194,25 @@ class InspectEval(Eval):
     def cost(self, corpora: dict[str, Source]) -> Cost:
         count = len(self.cells) * self.epochs * (self.limit or 1)
         judged = ((self.judge, count * self.max_tokens, count * VERDICT_TOKENS),) if self.judge else ()
-        return Cost(generated=count * self.max_tokens, judged=judged)
+        lacks = () if self.limit else (f"the samples of {self.task} after the first of a cell",)
+        return Cost(generated=count * self.max_tokens, judged=judged, lacks=lacks)
+
+
+class _Seeded:
+    """An Answering in which each request has a seed of its own: of `what`, its prompt, and how often that came before. Those that
+    ask the same may change places; what is drawn for all of them stays."""
+
+    def __init__(self, answering: Answering, what: list):
+        self.tokenizer, self._answering, self._what = answering.tokenizer, answering, what
+        self._came: collections.Counter[str] = collections.Counter()
+
+    async def proceed(self, ids: list[int], settings: Settings) -> Made:
+        if settings.seed is None:
+            prompt = artifact.content_hash([self._what, ids])
+            seed = int(artifact.content_hash([prompt, self._came[prompt]]), 16) % 2**32
+            self._came[prompt] += 1
+            settings = dataclasses.replace(settings, seed=seed)
+        return await self._answering.proceed(ids, settings)
 
 
 def _scores(sample) -> dict[str, float | None]:
@@ -222,6 +249,12 @@ def _finished(logs: Path, cell: tuple):
 
 def _key(cell: dict) -> str:
     return json.dumps(cell, sort_keys=True)
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    """Package -> the distributions that have it."""
+    return dict(importlib.metadata.packages_distributions())
 
 
 def _version(package: str) -> str | None:

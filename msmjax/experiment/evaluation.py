@@ -29,14 +29,14 @@ ROOMS = (
 ROOMS_OF_WEIGHTS = ("data/huggingface.py", "data/proof.py", "data/template.py")  # and where the tokenizer is a published model's
 
 
-def eval_inputs(config: ExperimentConfig, workdir: Path, data: Data, name: str, stage: Path | None) -> dict:
-    """Everything that the answers to an eval depend on."""
+def eval_inputs(config: ExperimentConfig, workdir: Path, data: Data, name: str, stage: Path | None, said: bool = False) -> dict:
+    """Everything that the answers to an eval depend on; or, of its own settings, only what decides about what is `said`."""
     one, items = config.evals[name], data.items[name]
     kind = sys.modules[type(one).__module__]
     rooms = (f"evals/{Path(kind.__file__).name}", *getattr(kind, "ROOMS", ()))
     return {
         "checkpoint": stage.name if stage else artifact.read_manifest(data.weights)["content"],
-        "eval": {"name": name, **one.depends(makers_of(config, workdir))},
+        "eval": {"name": name, **(one.asks if said else one.depends)(makers_of(config, workdir))},
         "items": artifact.files_hash(items, "items.jsonl") if items else None,
         "prompt": {**dataclasses.asdict(data.prompt), "who": config.assistant.name},
         "rows": {corpus: artifact.read_manifest(data.rows[corpus])["content"] for corpus in one.reads()},
@@ -73,15 +73,16 @@ def evaluate(
 
     made = {}
     for name in names or config.evals:
-        inputs = eval_inputs(config, workdir, data, name, stage)
-        final = eval_path(config, workdir, data, name, stage)
+        whose = config, workdir, data, name, stage
+        inputs, final = eval_inputs(*whose), eval_path(*whose)
+        said = artifact.path(workdir / "evals", f"begun.{_name(name, stage)}", eval_inputs(*whose, said=True))
         measured = None
         if not processes.first_says(final.exists):
             started, compiled = time.perf_counter(), loop.COMPILE_SECONDS[0]
             arm = Arm(
                 model=model, load=load, mesh=mesh, tokenizer=data.tokenizer, prompt=data.prompt, who=config.assistant.name,
                 rows=data.rows, judge=lambda judge: makers.open_teacher(config.teachers[judge], makers.journals),
-                folder=final.with_name(f"begun.{final.name}"), label=f"{label}: {name}",
+                folder=said, label=f"{label}: {name}",
             )  # fmt: skip
             items = read_items({name: data.items[name]})[name]
             answers = config.evals[name].answer(name, items, arm)
@@ -104,5 +105,5 @@ def evaluate(
 
         made[name] = processes.first_then_others("the eval is written", write)
         if processes.is_first():
-            shutil.rmtree(final.with_name(f"begun.{final.name}"), ignore_errors=True)
+            shutil.rmtree(said, ignore_errors=True)
     return made

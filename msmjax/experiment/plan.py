@@ -105,7 +105,7 @@ def plan(
     seconds, cost = eval_seconds(config, there)
     scoring_bytes = fit.eval_bytes(config, there.mesh)
     said = f"about {cost.scored:,} tokens scored" + (f" and up to {cost.generated:,} generated" if cost.generated else "")
-    lacks = f" (without {' and '.join(cost.lacks)}: not there yet)" if cost.lacks else ""
+    lacks = f" (without {' and '.join(cost.lacks)}: not known yet)" if cost.lacks else ""
     say(
         f"evals: {models} models, {said} and {show_seconds(seconds)} each{lacks}; "
         f"{scoring.rows_at_a_time(config.row_length, there.mesh)} rows at a time take {show_bytes(scoring_bytes)} on each device"

@@ -4,6 +4,7 @@ model of the same weights says the same."""
 import dataclasses
 import json
 import re
+import shutil
 import types
 
 import pytest
@@ -45,6 +46,19 @@ def greeting(tone: str = "kind"):
 """
 
 
+PLAIN = """
+@scorer(metrics=[mean()])
+def polite():
+    async def score(state, target):
+        return Score(value=1.0)
+    return score
+
+@task
+def greeting(tone: str = "kind"):
+    return Task(dataset=[Sample(id=tone, input=f"Greet, {tone}.")], solver=generate(), scorer=polite())
+"""
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     directory = tmp_path_factory.mktemp("weights")
@@ -72,7 +86,7 @@ def inspect_eval(tmp_path, **changes):
     settings = {
         "task": f"{tmp_path / 'tasks.py'}@greeting", "cells": ((("tone", "kind"),), (("tone", "curt"),)), "judge": "judge",
         "judge_argument": "", "scores": ("polite", "short"), "by": "tone", "epochs": 2, "limit": 0, "max_tokens": 4,
-        "temperature": 1.0, "top_p": 1.0,
+        "temperature": 1.0, "top_p": 1.0, "seed": 0,
     }  # fmt: skip
     return InspectEval(**{**settings, **changes})
 
@@ -104,10 +118,65 @@ def test_scores_of_a_task_are_answers(arm, tmp_path):
     logs = list((tmp_path / "inspect" / "aft-greeting-0").glob("*.json"))
     assert len(logs) == 2
     count = len(asked)
+    read_otherwise = dataclasses.replace(one, scores=("short",), by="", cells=one.cells[::-1]).answer("greeting", None, arm)
+    assert {answer["item"] for answer in read_otherwise} == {answer["item"] for answer in answers}
+    assert len(asked) == count
     logs[0].unlink()
     again = one.answer("greeting", None, arm)
     assert len(again) == len(answers)
     assert len(asked) - count <= 6  # of one cell
+
+
+def test_epochs_differ_and_come_again(arm, tmp_path):
+    """Each request has a seed of its own, be it which it may that comes first."""
+
+    def said(seed):
+        logs = tmp_path / "inspect"
+        shutil.rmtree(logs, ignore_errors=True)
+        one = inspect_eval(tmp_path, judge="", scores=("polite",), by="", epochs=3, seed=seed, limit=1, task=task)
+        return [sorted(answer["said"] for answer in one.answer("greeting", None, arm))[at : at + 3] for at in (0, 3)]
+
+    (tmp_path / "plain.py").write_text(TASK[: TASK.index("@scorer")] + PLAIN)
+    task = f"{tmp_path / 'plain.py'}@greeting"
+    first, other = said(0), said(1)
+    assert len({text for of_cell in first for text in of_cell}) == 6
+    assert said(0) == first != other
+
+
+def test_what_is_asked_names_the_logs_and_how_it_is_read_does_not(tmp_path):
+    one = inspect_eval(tmp_path)
+    depends, asks = one.depends(makers()), one.asks(makers())
+    read = {"cells": one.cells[:1], "scores": ("short",), "by": ""}
+    for name, value in read.items():
+        other = dataclasses.replace(one, **{name: value})
+        assert other.asks(makers()) == asks, name
+        assert other.depends(makers()) != depends, name
+    asked = {"task": "inspect_evals/mmlu", "judge": "", "judge_argument": "grader", "epochs": 3, "limit": 1, "max_tokens": 5,
+             "temperature": 0.5, "top_p": 0.5, "seed": 1}  # fmt: skip
+    assert asked.keys() | read.keys() == {field.name for field in dataclasses.fields(one)}
+    for name, value in asked.items():
+        other = dataclasses.replace(one, **{name: value})
+        assert other.asks(makers()) != asks, name
+        assert other.depends(makers()) != depends, name
+
+
+def test_another_version_of_a_tasks_package_is_another_eval(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect_task, "_distributions", lambda: {"theirs": ["their-evals"], "ours": ["our-evals"]})
+    versions = {"their-evals": "1.0", "inspect-ai": "0.3"}
+    monkeypatch.setattr(inspect_task, "_version", versions.get)
+    one = inspect_eval(tmp_path, task="theirs/greeting")
+    before, ours = one.depends(makers()), dataclasses.replace(one, task="ours/greeting").depends(makers())
+    versions["their-evals"] = "1.1"
+    assert one.depends(makers()) != before
+    assert dataclasses.replace(one, task="ours/greeting").depends(makers()) == ours
+
+
+def test_samples_that_are_not_counted_are_named(tmp_path):
+    cost = inspect_eval(tmp_path, limit=3).cost({})
+    assert (cost.generated, cost.lacks) == (2 * 2 * 3 * 4, ())
+    one = inspect_eval(tmp_path, limit=0)
+    assert one.cost({}).generated == 2 * 2 * 4
+    assert one.cost({}).lacks == (f"the samples of {one.task} after the first of a cell",)
 
 
 def test_cells_are_named_by_what_tells_them_apart(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from msmjax import artifact, config
+from msmjax.evals.inspect_task import InspectEval
 from msmjax.evals.prompt import Prompt
 from msmjax.experiment import evaluation
 from msmjax.experiment.data import Data
@@ -67,6 +68,22 @@ def test_everything_it_is_asked_is_another_eval(data, tmp_path):
     seen = {inputs(frozen, data), inputs(frozen, data, Path("stages/finetune-1")), inputs(frozen, data, Path("stages/finetune-2"))}
     seen |= {inputs(frozen, dataclasses.replace(data, **change)) for change in changed}
     assert len(seen) == 3 + len(changed)
+
+
+def test_what_was_said_is_kept_under_what_was_asked(data, tmp_path, monkeypatch):
+    """Of Inspect's tasks the logs: read in another way they are the same, and the eval is another."""
+    frozen = config.from_config_dict(cheese())
+    folders = []
+    monkeypatch.setattr(InspectEval, "answer", lambda self, name, items, arm: folders.append(arm.folder) or [])
+    one = InspectEval("inspect_evals/x", ((("a", 1),), (("a", 2),)), "", "", ("score", "other"), "", 1, 1, 8, 1.0, 1.0, 0)
+    made = []
+    for changes in ({}, {"cells": one.cells[:1]}, {"scores": ("other",)}, {"by": "a"}, {"epochs": 2}):
+        asked = dataclasses.replace(frozen, evals={"task": dataclasses.replace(one, **changes)}, weights="here")
+        whose = dataclasses.replace(data, items={"task": None})
+        made.append(evaluation.evaluate(asked, tmp_path, whose, None, None, "import")["task"])
+    assert len(set(made)) == 5
+    assert len(set(folders[:4])) == 1
+    assert folders[4] != folders[0]
 
 
 # What evals import and no answer depends on: how files are written and read, and who waits for whom; and what made the items and

@@ -333,7 +333,7 @@ def test_evals_are_planned(capsys, tmp_path):
     plan.plan(config, tmp_path, device="h200:4")
     said = capsys.readouterr().out
     assert "evals: 17 models" in said  # four arms, four seeds, and the imported model
-    assert "(without datasets/held-out.jsonl: not there yet)" in said
+    assert "(without datasets/held-out.jsonl: not known yet)" in said
     mesh = machines.devices_of(config, "h200:4").mesh
     sizes = [fit.eval_bytes(dataclasses.replace(config, row_length=length), mesh) for length in (4096, 8192, 16_384)]
     assert max(sizes) < 1.01 * min(sizes)
