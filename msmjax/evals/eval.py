@@ -6,6 +6,7 @@ from msmjax.corpus.sources import Makers, Source
 from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.evals.arm import Arm
 from msmjax.evals.results import Cost, Measure
+from msmjax.ranges import known
 
 
 class Eval:
@@ -17,6 +18,16 @@ class Eval:
 
     def check(self, corpora: dict[str, Source], teachers: dict[str, TeacherConfig], where: str) -> None:
         """Raises BadInput where a setting names what there is not."""
+        for judge in self.judges():
+            known(judge, teachers, where, "teacher")
+
+    def judges(self) -> tuple[str, ...]:
+        """The teachers of the config who judge."""
+        return ()
+
+    def needs(self, name: str) -> None:
+        """Raises BadInput where a package or a file of code lacks that it takes to ask: before anything is trained, and only where
+        somebody is to ask."""
 
     def reads(self) -> tuple[str, ...]:
         """The corpora of whose rows it measures something."""
@@ -24,7 +35,7 @@ class Eval:
 
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path | None:
         """The artifact of its items, `items.jsonl`; None where they are not ours to make. It is made before anything is trained:
-        raises BadInput for a file of none, and for what cannot be asked here."""
+        raises BadInput for a file of none."""
 
     def measures(self, name: str, items: list[dict] | None) -> dict[str, Measure] | None:
         """What it measures, by the name under which the report shows it; None where that is not known without items."""

@@ -26,7 +26,7 @@ from msmjax.evals.eval import Eval
 from msmjax.evals.prompt import spoken
 from msmjax.evals.results import BYTES_PER_TOKEN, VERDICT_TOKENS, Cost, Measure
 from msmjax.generation.answering import Settings
-from msmjax.ranges import Count, Natural, NotNegative, Range, known
+from msmjax.ranges import Count, Natural, NotNegative, Range
 from msmjax.training import processes
 
 REQUEST, CUE = ("id", "cluster", "system", "request", "complies", "declines"), ("id", "watched", "unwatched")  # texts of a line
@@ -90,9 +90,8 @@ class FakingEval(Eval):
     per_eval: Count  # requests
     seed: Natural
 
-    def check(self, corpora: dict[str, Source], teachers: dict, where: str) -> None:
-        if self.judge:
-            known(self.judge, teachers, where, "teacher")
+    def judges(self) -> tuple[str, ...]:
+        return (self.judge,) if self.judge else ()
 
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path:
         requests = _read(Path(self.requests), REQUEST)

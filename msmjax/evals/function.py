@@ -28,7 +28,7 @@ class FunctionEval(Eval):
         if not path.endswith(".py") or not name.isidentifier():
             raise BadInput(f"function={self.function!r}: must be FILE.py:NAME")
 
-    def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> None:
+    def needs(self, name: str) -> None:
         self._load()
 
     def measures(self, name: str, items: None) -> dict[str, Measure]:

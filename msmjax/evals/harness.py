@@ -46,7 +46,7 @@ class HarnessEval(Eval):
         if len({task for task, _ in self.tasks}) < len(self.tasks):
             raise BadInput(f"tasks={self.tasks}: a task is named twice; give each metric an eval of its own")
 
-    def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> None:
+    def needs(self, name: str) -> None:
         if importlib.util.find_spec(PACKAGE) is None:
             raise BadInput(f"evals.{name}: needs lm-evaluation-harness: pip install 'msmjax[lm-eval]'")
         if self.folder and not Path(self.folder).is_dir():

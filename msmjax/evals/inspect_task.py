@@ -26,7 +26,7 @@ from msmjax.evals.eval import Eval
 from msmjax.evals.results import VERDICT_TOKENS, Cost, Measure
 from msmjax.generation.answering import Answering
 from msmjax.generation.generate import Made, Settings
-from msmjax.ranges import Count, Natural, NotNegative, Range, known
+from msmjax.ranges import Count, Natural, NotNegative, Range
 
 ROOMS = ("inspect_provider.py", "corpus/answer.py")  # that decide about prompts, answers and verdicts
 KNOWN = ("c", "i", "p", "n", "yes", "no", "true", "false")  # values of scores that Inspect has numbers for
@@ -67,11 +67,10 @@ class InspectEval(Eval):
             if self.by and self.by not in dict(cell):
                 raise BadInput(f"by={self.by!r}: cell {cell} has no such argument")
 
-    def check(self, corpora: dict[str, Source], teachers: dict, where: str) -> None:
-        if self.judge:
-            known(self.judge, teachers, where, "teacher")
+    def judges(self) -> tuple[str, ...]:
+        return (self.judge,) if self.judge else ()
 
-    def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> None:
+    def needs(self, name: str) -> None:
         if jax.process_count() > 1:
             raise BadInput(
                 f"evals.{name}: Inspect asks one process; leave it out of the config here, and put it back to ask it on one: what "

@@ -25,7 +25,7 @@ from msmjax.evals.eval import Eval
 from msmjax.evals.prompt import spoken
 from msmjax.evals.results import BYTES_PER_TOKEN, VERDICT_TOKENS, Cost, Measure
 from msmjax.generation.answering import Settings
-from msmjax.ranges import Count, Natural, NotNegative, Range, known
+from msmjax.ranges import Count, Natural, NotNegative, Range
 from msmjax.training import processes
 
 JUDGES, PEOPLE = "_judges", "_people"  # what the names of evals end in: how far two judges agree, and a judge and people
@@ -87,10 +87,12 @@ class JudgedEval(Eval):
             raise BadInput(f"lowest={self.lowest}, highest={self.highest}: the one must be below the other")
 
     def check(self, corpora: dict[str, Source], teachers: dict, where: str) -> None:
-        for judge in (self.judge, *([self.second] if self.second else [])):
-            known(judge, teachers, where, "teacher")
+        super().check(corpora, teachers, where)
         if self.second == self.judge:
             raise BadInput(f"{where}.second={self.second!r}: agrees with itself; name another teacher, or ''")
+
+    def judges(self) -> tuple[str, ...]:
+        return (self.judge, *([self.second] if self.second else []))
 
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path:
         _text(self.rubric)

@@ -14,6 +14,7 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.config import ClaimsConfig, ExperimentConfig, from_config_dict
 from msmjax.experiment import run as experiment
+from msmjax.experiment.evaluation import check_needs
 from msmjax.ranges import suggestion
 from msmjax.report import claims as page
 from msmjax.training import processes
@@ -49,6 +50,8 @@ def load(config: ClaimsConfig) -> dict[str, ExperimentConfig]:
 def run(config: ClaimsConfig, experiments: dict[str, ExperimentConfig], workdir: Path) -> None:
     """Runs what is missing of the experiments, one after the other, then judges. Every process of the run must call it."""
     made = {}
+    for one in experiments.values():
+        check_needs(one)
     for number, (name, one) in enumerate(experiments.items(), 1):
         if processes.is_first():
             print(f"{name}: experiment {number} of {len(experiments)}", flush=True)

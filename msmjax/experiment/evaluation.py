@@ -14,6 +14,8 @@ from pathlib import Path
 
 from msmjax import artifact, fit
 from msmjax.config import IMPORT, ExperimentConfig
+from msmjax.corpus.provider import inspect_model
+from msmjax.corpus.teacher_config import LOCAL, RECORDED
 from msmjax.evals import results
 from msmjax.evals.arm import Arm
 from msmjax.experiment.data import Data, makers_of, read_items, source_of
@@ -49,6 +51,25 @@ def eval_inputs(config: ExperimentConfig, workdir: Path, data: Data, name: str, 
 def eval_path(config: ExperimentConfig, workdir: Path, data: Data, name: str, stage: Path | None) -> Path:
     """Where the artifact of a stage's answers to an eval is, or will be."""
     return artifact.path(workdir / "evals", _name(name, stage), eval_inputs(config, workdir, data, name, stage))
+
+
+def check_needs(config: ExperimentConfig, names: Iterable[str] | None = None) -> None:
+    """Raises BadInput where packages or code lack that it takes to ask the evals, or those of `names`."""
+    for name in names or config.evals:
+        config.evals[name].needs(name)
+
+
+def check_judges(config: ExperimentConfig, names: Iterable[str]) -> None:
+    """Raises BadInput where a judge of these evals cannot be called from here: for want of a package, or of a key."""
+    for judge in dict.fromkeys(judge for name in names for judge in config.evals[name].judges()):
+        teacher = config.teachers[judge]
+        if teacher.model != RECORDED and not teacher.model.startswith(LOCAL):
+            inspect_model(teacher)
+
+
+def unasked(config: ExperimentConfig, workdir: Path, data: Data, stages: Iterable[Path | None]) -> list[str]:
+    """The evals that stages were not asked yet, once for each stage."""
+    return [name for stage in stages for name in config.evals if not eval_path(config, workdir, data, name, stage).exists()]
 
 
 def answers_hash(names: Iterable[str]) -> str:

@@ -23,10 +23,7 @@ from msmjax.data.huggingface import open_tokenizer
 from msmjax.evals import scoring
 from msmjax.evals.results import RANGES, Cost
 from msmjax.experiment import power
-from msmjax.experiment.data import Data
-from msmjax.experiment.evaluation import eval_path
 from msmjax.experiment.power import Smallest
-from msmjax.experiment.stages import to_do
 from msmjax.machine import GIB, Machine
 from msmjax.model import lora, transformer
 from msmjax.report import findings, inference, table
@@ -206,10 +203,8 @@ def measured(config: ExperimentConfig, here: Machine) -> Machine:
     return dataclasses.replace(here, flops=speed)
 
 
-def remaining(config: ExperimentConfig, workdir: Path, data: Data, here: Machine) -> str:
-    """What of an experiment is not there yet, and about how long it takes here. One process alone may ask."""
-    unfinished, last = to_do(config, workdir, data)
-    lacking = [name for stage in last for name in config.evals if not eval_path(config, workdir, data, name, stage).exists()]
+def remaining(config: ExperimentConfig, unfinished: list[str], lacking: list[str], here: Machine) -> str:
+    """What of an experiment is not there yet, stages and evals, and about how long it takes here."""
     here = measured(config, here)
     fitted = {name: fit.fit(config, config.stages[name], here) for name in dict.fromkeys(unfinished)}
     seconds = sum(config.stages[name].steps * step_seconds(fitted[name], name, here) for name in unfinished)

@@ -18,9 +18,9 @@ from msmjax.config import IMPORT, ExperimentConfig
 from msmjax.data import rows
 from msmjax.experiment import plan
 from msmjax.experiment.data import Data, make_data
-from msmjax.experiment.evaluation import answers_hash, evaluate
+from msmjax.experiment.evaluation import answers_hash, check_judges, check_needs, evaluate, unasked
 from msmjax.experiment.findings import read_findings
-from msmjax.experiment.stages import run_stage
+from msmjax.experiment.stages import run_stage, to_do
 from msmjax.model import attention, huggingface_config
 from msmjax.report import html, table
 from msmjax.training import processes
@@ -32,6 +32,7 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
     started = time.perf_counter()
     if processes.is_first():
         artifact.check_writable(workdir)
+    check_needs(config)
     here = machine.this_machine(config)
     mesh = here.mesh
     for stage in config.stages.values():
@@ -52,7 +53,11 @@ def run(config: ExperimentConfig, workdir: Path) -> Path:
             table.print_table(read_findings(config, data, workdir, run_directory))
         return run_directory
     if processes.is_first():
-        print(plan.remaining(config, workdir, data, here), flush=True)
+        unfinished, last = to_do(config, workdir, data)
+        lacking = unasked(config, workdir, data, last)
+        if unfinished:  # else what judges said before may be all that is asked of them
+            check_judges(config, lacking)
+        print(plan.remaining(config, unfinished, lacking, here), flush=True)
     _prove_attention(config)
     with artifact.lock(run_directory) if processes.is_first() else contextlib.nullcontext():
         stages, evaluations, inside = {}, {}, 0.0

@@ -26,7 +26,7 @@ from msmjax.data import provenance as provenances
 from msmjax.data.provenance import Corpus, Document
 from msmjax.data.tokenizer import AnyTokenizer
 from msmjax.experiment.data import Data, make_data, mixture_of, source_of
-from msmjax.experiment.evaluation import evaluate
+from msmjax.experiment.evaluation import check_needs, evaluate
 from msmjax.experiment.stages import find_arm
 from msmjax.generation.answering import Answering, Settings
 from msmjax.model import huggingface_export, lora
@@ -171,6 +171,7 @@ def ask_evals(config: ExperimentConfig, workdir: Path, names: list[str], arms: l
         raise BadInput(f"--eval=: names none; one of {', '.join(config.evals)}")
     for name in names:
         known(name, config.evals, f"--eval={name}", "eval")
+    check_needs(config, names)
     whole = [f"{arm}:{seed}" for arm in config.run for seed in config.seeds]
     wanted = dict.fromkeys(_parse(config, arm, "--arms") for arm in arms or whole)
     used = {stage for arm, _ in wanted for stage in config.arms[arm] if stage in config.stages}

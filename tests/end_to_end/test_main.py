@@ -449,6 +449,44 @@ def get_config():
 """
 
 
+ASKING = """
+import runpy
+
+from msmjax import recipe
+
+
+def get_config():
+    c = runpy.run_path("configs/cheese.py")["get_config"]("tiny")
+    c.name, c.seeds, c.run, c.headline, c.comparisons = "asking", (0,), ("base",), (), ()
+    c.teachers = {"judge": recipe.teacher("no_such_provider/judge", 1.0, 1.0, pinned_by="a test")}
+    c.evals.open = {
+        "kind": "judged", "path": "FOLDER/questions.jsonl", "rubric": "data/evals/rubric.md", "judge": "judge", "second": "",
+        "people": "", "lowest": 1, "highest": 10, "votes": 1, "second_share": 0.0, "thinks": False, "max_tokens": 4,
+        "temperature": 0.0, "top_p": 1.0, "per_eval": 1, "seed": 0,
+    }
+    c.evals.own = {"kind": "function", "function": "FOLDER/own.py:answers"}
+    return c
+"""
+
+
+def test_what_lacks_to_ask_is_seen_before_anything_is_trained(first_run, workdir, tmp_path):
+    """A function's file, and whoever calls a judge; who only talks to an arm, or exports it, needs neither."""
+    (tmp_path / "asking.py").write_text(ASKING.replace("FOLDER", str(tmp_path)))
+    (tmp_path / "questions.jsonl").write_text('{"question": "Why?"}')
+    flags = (f"--config={tmp_path / 'asking.py'}", f"--workdir={workdir}")
+    said = msmjax(*flags, "--talk=base", "--max_tokens=4", devices=2, given="Which?\n")
+    assert said.returncode == 0, said.stderr
+    exported = msmjax(*flags, "--export=base", f"--to={tmp_path / 'out'}", devices=2)
+    assert exported.returncode == 0, exported.stderr
+    stages = set((workdir / "stages").iterdir())
+    anew = "--config.stages.pretrain.learning_rate=0.0011"
+    assert_one_line(msmjax(*flags, anew, devices=2), "own.py:answers")
+    assert_one_line(msmjax(*flags, "--eval=own", devices=2), "own.py:answers")
+    (tmp_path / "own.py").write_text("def answers(arm):\n    return [{'item': 0, 'score': 1.0}]\n")
+    assert_one_line(msmjax(*flags, anew, devices=2), "teacher no_such_provider/judge")
+    assert set((workdir / "stages").iterdir()) == stages
+
+
 def test_evals_of_ones_own_from_config_to_report(first_run, workdir, tmp_path):
     """Kinds beside each other in one run; each eval has answers of its own, so that another one more asks nothing again."""
     (tmp_path / "mine.py").write_text(MINE.replace("FOLDER", str(tmp_path)))

@@ -401,7 +401,8 @@ def test_a_function_of_ones_own(arm, tmp_path):
     with pytest.raises(BadInput, match="answer 0 is"):
         one.answer("mine", None, arm)
     with pytest.raises(BadInput, match="the file defines no function other"):
-        FunctionEval(f"{path}:other").items(tmp_path, "mine", {}, makers())
+        FunctionEval(f"{path}:other").needs("mine")
+    assert FunctionEval(f"{path}:other").items(tmp_path, "mine", {}, makers()) is None  # as who talks to an arm needs them
 
 
 def test_another_judge_or_rubric_is_another_eval(tmp_path):

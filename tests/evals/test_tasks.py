@@ -209,14 +209,14 @@ def test_what_a_task_has_not_is_said(arm, tmp_path):
     with pytest.raises(BadInput, match=r"by='colour': cell .* has no such argument"):
         inspect_eval(tmp_path, by="colour")
     with pytest.raises(BadInput, match=r"no such file; as in FILE\.py@TASK"):
-        inspect_eval(tmp_path, task="none.py@greeting").items(tmp_path, "greeting", {}, makers())
+        inspect_eval(tmp_path, task="none.py@greeting").needs("greeting")
     with pytest.raises(BadInput, match="takes no argument 'colour'; it has tone"):
         inspect_eval(tmp_path, cells=((("colour", "red"),),), by="").answer("greeting", None, arm)
     other = inspect_eval(tmp_path, task=f"{tmp_path / 'tasks.py'}@nosuch")
     with pytest.raises(BadInput, match="nosuch"):
         other.answer("greeting", None, arm)
     with pytest.raises(BadInput, match="no_such_package is not installed"):
-        inspect_eval(tmp_path, task="no_such_package/greeting").items(tmp_path, "greeting", {}, makers())
+        inspect_eval(tmp_path, task="no_such_package/greeting").needs("greeting")
 
 
 def test_agentic_misalignment(arm, tmp_path, monkeypatch):
@@ -373,6 +373,8 @@ def test_what_is_not_installed_is_named(tasks, tmp_path, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"needs lm-evaluation-harness: pip install 'msmjax\[lm-eval\]'"):
-        harness_eval(tasks).items(tmp_path, "capabilities", {}, makers())
+        harness_eval(tasks).needs("capabilities")
     with pytest.raises(BadInput, match=r"needs Inspect AI: pip install 'msmjax\[inspect\]'"):
-        inspect_eval(tmp_path).items(tmp_path, "greeting", {}, makers())
+        inspect_eval(tmp_path).needs("greeting")
+    for one in (harness_eval(tasks), inspect_eval(tmp_path)):
+        assert one.items(tmp_path, "mine", {}, makers()) is None  # as who talks to an arm needs them

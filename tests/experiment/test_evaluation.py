@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from msmjax import artifact, config
+from msmjax.artifact import BadInput
+from msmjax.evals.faking import FakingEval
 from msmjax.evals.inspect_task import InspectEval
 from msmjax.evals.prompt import Prompt
 from msmjax.experiment import evaluation
 from msmjax.experiment.data import Data
+from tests.evals.test_kinds import JUDGE
 from tests.test_config import cheese
 
 SETTINGS = {
@@ -84,6 +87,22 @@ def test_what_was_said_is_kept_under_what_was_asked(data, tmp_path, monkeypatch)
     assert len(set(made)) == 5
     assert len(set(folders[:4])) == 1
     assert folders[4] != folders[0]
+
+
+def test_a_judge_that_cannot_be_called_is_named():
+    """Not one who replays a transcript, or answers here; nor that of an eval which is not asked."""
+    frozen = config.from_config_dict(cheese())
+    judges = {
+        "absent": dataclasses.replace(JUDGE, model="no_such_provider/judge", pinned_by="a test"),
+        "recorded": dataclasses.replace(JUDGE, model="recorded", transcript="nowhere.jsonl"),
+        "here": dataclasses.replace(JUDGE, model="msmjax/nowhere"),
+    }
+    one = FakingEval("requests.jsonl", "cues.jsonl", "", False, 8, 1.0, 1.0, 2, 0)
+    evals = {name: dataclasses.replace(one, judge=name) for name in judges} | {"alone": one}
+    frozen = dataclasses.replace(frozen, evals=evals, teachers=judges)
+    evaluation.check_judges(frozen, ["recorded", "here", "alone"])
+    with pytest.raises(BadInput, match=r"^teacher no_such_provider/judge: "):
+        evaluation.check_judges(frozen, list(evals))
 
 
 # What evals import and no answer depends on: how files are written and read, and who waits for whom; and what made the items and
