@@ -22,6 +22,10 @@ class Eval:
         """The corpora of whose rows it measures something."""
         return ()
 
+    def asks(self, corpora: dict[str, Source]) -> tuple[str, ...]:
+        """The corpora that its items are, which must pass the gates like those that are trained on."""
+        return ()
+
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path | None:
         """The artifact of its items, `items.jsonl`; None where they are not ours to make. It is made before anything is trained:
         raises BadInput for a file of none, and for what cannot be asked here."""
