@@ -219,6 +219,8 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     for name, one in evals.items():
         one.check(corpora, teachers, f"evals.{name}")
         _names(one.reads(), texts, f"evals.{name}", "corpus of texts")
+        if one.exports() and not top["weights"]:
+            raise BadInput(f"evals.{name}: asks arms in another program, which the microworld's tokenizer is not for; name weights")
     prompt = _make(PromptConfig, top["prompt"], "prompt")
     _names((prompt.like,), texts, "prompt", "corpus of texts")
     headline = tuple(top["headline"])

@@ -7,6 +7,8 @@ from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.evals.arm import Arm
 from msmjax.evals.results import Cost, Measure
 
+EXPORT = "export"  # in the folder of an arm that an eval asks for: its weights for other programs
+
 
 class Eval:
     """The settings of an eval. It has items and asks an arm, which scores and speaks; answers come back.
@@ -25,6 +27,10 @@ class Eval:
     def asks(self, corpora: dict[str, Source]) -> tuple[str, ...]:
         """The corpora that its items are, which must pass the gates like those that are trained on."""
         return ()
+
+    def exports(self) -> bool:
+        """Whether it asks another program, which loads EXPORT."""
+        return False
 
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path | None:
         """The artifact of its items, `items.jsonl`; None where they are not ours to make. It is made before anything is trained:

@@ -1,7 +1,8 @@
 """Any task of Inspect AI on an arm, in the run that trained it: samples and scores are answers, logs are kept for `inspect view`.
 
 In: a task's name and the arguments of each of its cells. Out: an answer a sample and epoch. The arm answers through the provider
-(inspect_provider.py), requests that wait together; a grader is a teacher of the config, with its journal and budget.
+(inspect_provider.py), requests that wait together, or exported through vLLM; a grader is a teacher of the config, with its journal
+and budget.
 """
 
 import asyncio
@@ -20,12 +21,13 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.corpus.sources import Makers, Source
 from msmjax.evals.arm import Arm
-from msmjax.evals.eval import Eval
+from msmjax.evals.eval import EXPORT, Eval
 from msmjax.evals.results import VERDICT_TOKENS, Cost, Measure
 from msmjax.ranges import Count, Natural, NotNegative, Range, known
 
 ROOMS = ("inspect_provider.py", "corpus/answer.py")  # that decide about prompts, answers and verdicts
 KNOWN = ("c", "i", "p", "n", "yes", "no", "true", "false")  # values of scores that Inspect has numbers for
+ENGINES = ("msmjax", "vllm")  # who answers: this process, or vLLM, which Inspect starts on the exported arm
 PACKAGES = ("inspect-ai", "inspect-evals")  # whose versions decide about prompts and scores
 
 
@@ -50,8 +52,11 @@ class InspectEval(Eval):
     max_tokens: Count
     temperature: NotNegative
     top_p: Annotated[float, Range("(0, 1]")]
+    engine: str  # one of ENGINES
 
     def __post_init__(self):
+        if self.engine not in ENGINES:
+            raise BadInput(f"engine={self.engine!r}: unknown; one of {', '.join(ENGINES)}")
         if not self.cells or not self.scores:
             raise BadInput("cells, scores: name at least one of each; a task without arguments has the cell ()")
         for cell in self.cells:
@@ -62,6 +67,9 @@ class InspectEval(Eval):
         if self.judge:
             known(self.judge, teachers, where, "teacher")
 
+    def exports(self) -> bool:
+        return self.engine == "vllm"
+
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> None:
         if jax.process_count() > 1:
             raise BadInput(
@@ -70,6 +78,10 @@ class InspectEval(Eval):
             )
         if importlib.util.find_spec("inspect_ai") is None:
             raise BadInput(f"evals.{name}: needs Inspect AI: pip install 'msmjax[inspect]'")
+        if self.exports() and importlib.util.find_spec("vllm") is None:
+            raise BadInput(f"evals.{name}.engine='vllm': vLLM is not installed; pip install vllm, or set it to 'msmjax'")
+        if self.exports() and "VLLM_BASE_URL" in os.environ:
+            raise BadInput(f"evals.{name}: VLLM_BASE_URL names a server whose chat template may be another; unset it to start one")
         package = self.task.partition("/")[0]
         if ".py" not in self.task and importlib.util.find_spec(package) is None:
             raise BadInput(
@@ -86,7 +98,7 @@ class InspectEval(Eval):
 
     def depends(self, makers: Makers) -> dict:
         file = Path(self.task.partition("@")[0])
-        versions = {package: _version(package) for package in PACKAGES}
+        versions = {package: _version(package) for package in (*PACKAGES, *(["vllm"] if self.exports() else []))}
         judge = makers.teachers[self.judge].identity if self.judge else None
         return {
             **dataclasses.asdict(self),
@@ -100,30 +112,48 @@ class InspectEval(Eval):
 
     async def _answer(self, name: str, arm: Arm) -> list[dict]:
         os.environ.setdefault("INSPECT_DISPLAY", "none")  # the bar is ours
-        answering, out = arm.answering(), []
+        out = []
         bar = tqdm(self.cells, desc=arm.label, unit="cell", leave=False, disable=None)
-        for cell in bar:
-            log = _finished(_logs(arm), cell)
-            if log is None:
-                log = await self._run(dict(cell), arm, answering)
-            values = [name, *([f"{name}_{dict(cell)[self.by]}"] if self.by else [])]
-            out += [{**one, "eval": value} for value in values for one in self._answers(cell, log)]
+        async with self._model(arm) as model:  # vLLM ends with it
+            for cell in bar:
+                log = _kept(_logs(arm), cell)
+                if log is None or log.status != "success":
+                    log = await self._run(dict(cell), arm, model, log)
+                values = [name, *([f"{name}_{dict(cell)[self.by]}"] if self.by else [])]
+                out += [{**one, "eval": value} for value in values for one in self._answers(cell, log)]
         return out
 
-    async def _run(self, cell: dict, arm: Arm, answering):
-        """The log of one cell, asked now."""
+    def _model(self, arm: Arm):
+        """The arm as a model of Inspect's."""
+        from inspect_ai.model import GenerateConfig, Model, get_model
+
+        from msmjax.inspect_provider import MsmjaxAPI
+
+        if not self.exports():
+            return Model(MsmjaxAPI(arm.label.replace(":", ","), answering=arm.answering()), GenerateConfig())
+        name, config, arguments = served(arm)
+        return get_model(name, config=GenerateConfig(**config), memoize=False, **arguments)
+
+    async def _run(self, cell: dict, arm: Arm, model, begun):
+        """The log of one cell, asked now, but for the samples that a log has which was `begun`."""
         from inspect_ai import eval_async
-        from inspect_ai._util.error import PrerequisiteError  # it has no public name
+        from inspect_ai._eval.task import PreviousTask  # what is between it and these two has no public name
+        from inspect_ai._util.error import PrerequisiteError
+        from inspect_ai.log import write_eval_log_async
         from inspect_ai.model import GenerateConfig, Model
 
-        from msmjax.inspect_provider import JudgeAPI, MsmjaxAPI
-
-        model = Model(MsmjaxAPI(arm.label.replace(":", ","), answering=answering), GenerateConfig())
+        from msmjax.inspect_provider import JudgeAPI
 
         async def ask(arguments: dict, roles: dict):
+            task = self.task
+            if begun is not None:
+                task = PreviousTask(
+                    id=begun.eval.task_id, task=task, task_args={**cell, **arguments}, model=None, model_roles=None,
+                    sandbox=begun.eval.sandbox, log=begun, log_info=None,
+                )  # fmt: skip
             try:
                 (log,) = await eval_async(
-                    self.task, model=model, task_args={**cell, **arguments}, model_roles=roles, log_dir=str(_logs(arm)),
+                    task, model=model, task_args={**cell, **arguments}, model_roles=roles, log_dir=str(_logs(arm)),
                     log_format="json", metadata={"cell": _key(cell)}, epochs=self.epochs, limit=self.limit or None,
                     fail_on_error=False, max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
                     log_level="error", score_display=False,
@@ -139,13 +169,19 @@ class InspectEval(Eval):
             return log
 
         if not self.judge:
-            return await ask({}, {})
-        async with arm.judge(self.judge) as teacher:
-            judge = JudgeAPI(teacher)
-            grader = Model(judge, GenerateConfig())
-            log = await ask({self.judge_argument: grader} if self.judge_argument else {}, {"grader": grader})
-        if judge.failed:
-            Path(log.location.removeprefix("file://")).unlink(missing_ok=True)  # what it lacks is asked again
+            log = await ask({}, {})
+        else:
+            async with arm.judge(self.judge) as teacher:
+                judge = JudgeAPI(teacher)
+                grader = Model(judge, GenerateConfig())
+                log = await ask({self.judge_argument: grader} if self.judge_argument else {}, {"grader": grader})
+            if judge.failed:  # what has its scores is kept, and paid for; the rest is asked again
+                log.samples = [one for one in log.samples or [] if not one.error and self.scores_of(one).keys() >= set(self.scores)]
+                log.status = "cancelled"
+                await write_eval_log_async(log, log.location)
+        if begun is not None and begun.location != log.location:
+            Path(begun.location.removeprefix("file://")).unlink(missing_ok=True)
+        if self.judge and judge.failed:
             raise judge.failed
         return log
 
@@ -160,15 +196,35 @@ class InspectEval(Eval):
             where = "/".join(str(value) for _, value in cell)
             answer = {"item": f"{where}/{sample.id}/{sample.epoch}", "cluster": f"{where}/{sample.id}"}
             answer |= {"asked": dict(cell), "said": sample.output.completion if sample.output else ""}
-            numbers = {score: scores[score] for score in self.scores if scores.get(score) is not None}
+            numbers = self.scores_of(sample)
             lost = {} if len(numbers) == len(self.scores) else {"lost": sample.error.message if sample.error else "no score"}
             out.append({**answer, **numbers, **lost})
         return out
+
+    def scores_of(self, sample) -> dict[str, float]:
+        """Those of its scores that are read and that it has."""
+        scores = _scores(sample)
+        return {score: scores[score] for score in self.scores if scores.get(score) is not None}
 
     def cost(self, corpora: dict[str, Source]) -> Cost:
         count = len(self.cells) * self.epochs * (self.limit or 1)
         judged = ((self.judge, count * self.max_tokens, count * VERDICT_TOKENS),) if self.judge else ()
         return Cost(generated=count * self.max_tokens, judged=judged)
+
+
+def served(arm: Arm) -> tuple[str, dict, dict]:
+    """An arm that was exported, as Inspect calls it (vllm/BASE:ADAPTER, or vllm/DIRECTORY), the settings of its requests, and the
+    arguments of `vllm serve`. Chats are written by the template of training, which neither an adapter nor a link brings along."""
+    weights, template = (arm.folder / EXPORT).absolute(), (arm.folder / "chat_template.jinja").absolute()
+    artifact.write_text(template, arm.tokenizer.templates["default"])
+    paths, adapter = [weights], weights / "adapter_config.json"
+    if adapter.is_file():
+        paths = [Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]).absolute(), weights]
+    if wrong := next((path for path in paths if ":" in str(path)), None):
+        raise BadInput(f"{wrong}: has a colon, behind which Inspect takes the rest for an adapter; rename the directory")
+    name = f"vllm/{':'.join(map(str, paths))}"
+    given = dict(arm.tokenizer.arguments)
+    return name, {"extra_body": {"chat_template_kwargs": given}} if given else {}, {"chat_template": str(template)}
 
 
 def _scores(sample) -> dict[str, float | None]:
@@ -192,15 +248,18 @@ def _logs(arm: Arm) -> Path:
     return arm.folder.parents[1] / "inspect" / arm.folder.name.removeprefix("begun.")
 
 
-def _finished(logs: Path, cell: tuple):
-    """The log of a cell that was asked before, or None."""
+def _kept(logs: Path, cell: tuple):
+    """The log of a cell that was asked before, or else of one that was begun and not ended, or None."""
     from inspect_ai.log import read_eval_log
 
+    begun = None
     for path in sorted(logs.glob("*.json")):
         header = read_eval_log(str(path), header_only=True)
-        if header.status == "success" and (header.eval.metadata or {}).get("cell") == _key(dict(cell)):
-            return read_eval_log(str(path))
-    return None
+        if (header.eval.metadata or {}).get("cell") == _key(dict(cell)):
+            if header.status == "success":
+                return read_eval_log(str(path))
+            begun = path
+    return begun and read_eval_log(str(begun))
 
 
 def _key(cell: dict) -> str:

@@ -16,6 +16,8 @@ from msmjax import artifact, fit
 from msmjax.config import IMPORT, ExperimentConfig
 from msmjax.evals import results
 from msmjax.evals.arm import Arm
+from msmjax.evals.eval import EXPORT
+from msmjax.experiment import export
 from msmjax.experiment.data import Data, makers_of, read_items, source_of
 from msmjax.training import loop, processes, weights
 
@@ -83,6 +85,8 @@ def evaluate(
                 rows=data.rows, judge=lambda judge: makers.open_teacher(config.teachers[judge], makers.journals),
                 folder=final.with_name(f"begun.{final.name}"), label=f"{label}: {name}",
             )  # fmt: skip
+            if config.evals[name].exports():
+                export.for_server(config, data, stage, arm.folder / EXPORT)
             items = read_items({name: data.items[name]})[name]
             answers = config.evals[name].answer(name, items, arm)
             compile_seconds = loop.COMPILE_SECONDS[0] - compiled

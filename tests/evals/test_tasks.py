@@ -72,7 +72,7 @@ def inspect_eval(tmp_path, **changes):
     settings = {
         "task": f"{tmp_path / 'tasks.py'}@greeting", "cells": ((("tone", "kind"),), (("tone", "curt"),)), "judge": "judge",
         "judge_argument": "", "scores": ("polite", "short"), "by": "tone", "epochs": 2, "limit": 0, "max_tokens": 4,
-        "temperature": 1.0, "top_p": 1.0,
+        "temperature": 1.0, "top_p": 1.0, "engine": "msmjax",
     }  # fmt: skip
     return InspectEval(**{**settings, **changes})
 
@@ -107,17 +107,36 @@ def test_scores_of_a_task_are_answers(arm, tmp_path):
     assert len(asked) - count <= 6  # of one cell
 
 
-def test_a_judge_whose_budget_is_spent_stops_the_eval(arm, tmp_path):
-    """For Inspect those would be samples without a score."""
-    judge = dataclasses.replace(JUDGE, budget=0.001, input_price=1.0, output_price=1.0)
+def test_a_judge_whose_budget_is_spent_stops_the_eval(arm, tmp_path, monkeypatch):
+    """For Inspect those would be samples without a score. What was judged before stays judged: with more to spend, only the rest of
+    the cell is answered and asked for."""
+    poor = dataclasses.replace(JUDGE, budget=0.0025, input_price=1.0, output_price=1.0, concurrency=1)
+    asked, said = [], []
+    proceed = type(arm.answering()).proceed
 
     async def generate(prompt):
-        return Answer("yes", "stop", judge.model, 500, 300)
+        asked.append(prompt)
+        return Answer("yes", "stop", poor.model, 400, 400)
 
-    arm = dataclasses.replace(arm, judge=lambda _: Teacher(judge, tmp_path / "journal", generate))
+    async def counted(self, ids, settings):
+        said.append(ids)
+        return await proceed(self, ids, settings)
+
+    monkeypatch.setattr(type(arm.answering()), "proceed", counted)
+    one = inspect_eval(tmp_path, cells=((("tone", "kind"),),))
+    opened = lambda config: dataclasses.replace(arm, judge=lambda _: Teacher(config, tmp_path / "journal", generate))  # noqa: E731
     with pytest.raises(BadInput, match=r"the budget of \$0\.00 is spent"):
-        inspect_eval(tmp_path).answer("greeting", None, arm)
-    assert not list((tmp_path / "inspect").rglob("*.json"))
+        one.answer("greeting", None, opened(poor))
+    paid = len(asked)
+    assert 0 < paid < 6
+    (log,) = (tmp_path / "inspect").rglob("*.json")
+    answers = one.answer("greeting", None, opened(dataclasses.replace(poor, budget=1.0)))
+    assert [answer.get("polite") for answer in answers if answer["eval"] == "greeting"] == [1.0] * 6
+    assert len(asked) == 6
+    assert len(said) == 6 + (6 - paid)
+    assert not log.exists()
+    one.answer("greeting", None, opened(poor))  # again: from the log
+    assert (len(asked), len(said)) == (6, 12 - paid)
 
 
 def test_what_a_task_has_not_is_said(arm, tmp_path):
