@@ -70,6 +70,20 @@ def test_what_is_not_kept_is_counted(write, request_source, cheese):
         request_source(judge="")
 
 
+def test_a_round_that_gave_nothing_is_followed_by_another(write, request_source, cheese):
+    """Its prompt is the same, and its answers are not those that could not be used."""
+    calls = collections.Counter()
+
+    def answer(prompt):
+        calls[prompt] += 1
+        return "Let me think." if "<case>" in prompt and calls[prompt] <= 2 else cases(prompt)
+
+    written, _, teacher = write(request_source(), cheese, answer)
+    assert len(written.records) == 8
+    assert written.lost["no usable requests"] == len(cheese.sections)
+    assert teacher.calls["replayed"] == 0
+
+
 def test_a_server_that_misbehaves_costs_no_request(request_source, teacher_config, tmp_path):
     """What it answers in the end is what a good one answers; every answer that arrived is in the journal, once."""
     source, made = request_source(records=10), []

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import types
+from pathlib import Path
 
 import pytest
 
@@ -184,6 +185,40 @@ def test_agentic_misalignment(arm, tmp_path, monkeypatch):
     assert [lines[f"agentic_{scenario}", "classifier_verdict"]["value"] for scenario in answered] == [1, 0]
     assert lines["agentic", "classifier_verdict"]["n"] == 2
     assert all(len(prompt) > 1000 for prompt in asked)
+
+
+def test_exported_arms_have_the_names_that_inspect_knows(arm, tmp_path):
+    """vllm/DIRECTORY, or vllm/BASE:ADAPTER; as parsed by Inspect itself."""
+    from inspect_ai.model._providers._vllm_lora import parse_vllm_model
+
+    arguments = (("enable_thinking", False),)
+    folder = tmp_path / "evals" / "begun.x"
+    tokenizer = dataclasses.replace(arm.tokenizer, arguments=arguments)
+    arm = dataclasses.replace(arm, folder=folder, tokenizer=tokenizer)
+    (folder / "export").mkdir(parents=True)
+    name, config, arguments = inspect_task.served(arm)
+    assert parse_vllm_model(name.removeprefix("vllm/")) == (str(folder / "export"), None)
+    assert config == {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+    assert Path(arguments["chat_template"]).read_text() == arm.tokenizer.templates["default"]
+    (folder / "export" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base"), "r": 8}))
+    base, adapter = parse_vllm_model(inspect_task.served(arm)[0].removeprefix("vllm/"))
+    assert (base, adapter.path, adapter.is_preloaded) == (str(tmp_path / "base"), str(folder / "export"), False)
+    (folder / "export" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "a:b"), "r": 8}))
+    with pytest.raises(BadInput, match="a:b: has a colon"):
+        inspect_task.served(arm)
+
+
+def test_vllm_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    one = inspect_eval(tmp_path, engine="vllm")
+    with pytest.raises(BadInput, match=r"evals\.greeting\.engine='vllm': vLLM is not installed; pip install vllm"):
+        one.items(tmp_path, "greeting", {}, makers())
+    monkeypatch.setattr(inspect_task.importlib.util, "find_spec", lambda name: name)
+    assert one.items(tmp_path, "greeting", {}, makers()) is None
+    monkeypatch.setenv("VLLM_BASE_URL", "http://localhost:1/v1")
+    with pytest.raises(BadInput, match="VLLM_BASE_URL names a server whose chat template may be another"):
+        one.items(tmp_path, "greeting", {}, makers())
+    with pytest.raises(BadInput, match="engine='vlm': unknown; one of msmjax, vllm"):
+        inspect_eval(tmp_path, engine="vlm")
 
 
 YAML = """
