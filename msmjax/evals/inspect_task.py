@@ -125,6 +125,7 @@ class InspectEval(Eval):
 
     def _model(self, arm: Arm):
         """The arm as a model of Inspect's."""
+        from inspect_ai._util.error import PrerequisiteError
         from inspect_ai.model import GenerateConfig, Model, get_model
 
         from msmjax.inspect_provider import MsmjaxAPI
@@ -132,7 +133,11 @@ class InspectEval(Eval):
         if not self.exports():
             return Model(MsmjaxAPI(arm.label.replace(":", ","), answering=arm.answering()), GenerateConfig())
         name, config, arguments = served(arm)
-        return get_model(name, config=GenerateConfig(**config), memoize=False, **arguments)
+        try:
+            # At once: one that does not start would be an error of each sample.
+            return get_model(name, config=GenerateConfig(**config), memoize=False, lazy_init=False, **arguments)
+        except (PrerequisiteError, RuntimeError) as error:
+            raise BadInput(f"{arm.label}: {name}: {_first_line(error)}") from error
 
     async def _run(self, cell: dict, arm: Arm, model, begun):
         """The log of one cell, asked now, but for the samples that a log has which was `begun`."""
@@ -159,15 +164,16 @@ class InspectEval(Eval):
                     log_level="error", score_display=False,
                 )  # fmt: skip
             except (PrerequisiteError, ImportError, SyntaxError) as error:
-                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise BadInput(f"{arm.label}: {self.task} with {cell}: {said}") from error
+                raise BadInput(f"{arm.label}: {self.task} with {cell}: {_first_line(error)}") from error
             if log.status != "success":
                 said = log.error.message.splitlines()[0] if log.error else log.status
                 raise BadInput(f"{arm.label}: {self.task} with {cell}: {said}; its log is in {_logs(arm)}")
             if unread := [key for key in cell if key not in log.eval.task_args]:
+                _remove(log)  # the next run would take it for this cell's
                 raise BadInput(f"{arm.label}: {self.task} takes no argument {unread[0]!r}; it has {', '.join(log.eval.task_args)}")
             return log
 
+        failed = None
         if not self.judge:
             log = await ask({}, {})
         else:
@@ -175,14 +181,17 @@ class InspectEval(Eval):
                 judge = JudgeAPI(teacher)
                 grader = Model(judge, GenerateConfig())
                 log = await ask({self.judge_argument: grader} if self.judge_argument else {}, {"grader": grader})
-            if judge.failed:  # what has its scores is kept, and paid for; the rest is asked again
-                log.samples = [one for one in log.samples or [] if not one.error and self.scores_of(one).keys() >= set(self.scores)]
-                log.status = "cancelled"
-                await write_eval_log_async(log, log.location)
+            failed = judge.failed
+        if self.exports() and not model.api.server_is_running:
+            failed = BadInput(f"{arm.label}: vLLM ended by itself; what was answered is kept: run the same command")
+        if failed:  # what has its scores is kept, and paid for; the rest is asked again
+            log.samples = [one for one in log.samples or [] if not one.error and self.scores_of(one).keys() >= set(self.scores)]
+            log.status = "cancelled"
+            await write_eval_log_async(log, log.location)
         if begun is not None and begun.location != log.location:
-            Path(begun.location.removeprefix("file://")).unlink(missing_ok=True)
-        if self.judge and judge.failed:
-            raise judge.failed
+            _remove(begun)
+        if failed:
+            raise failed
         return log
 
     def _answers(self, cell: tuple, log) -> list[dict]:
@@ -260,6 +269,14 @@ def _kept(logs: Path, cell: tuple):
                 return read_eval_log(str(path))
             begun = path
     return begun and read_eval_log(str(begun))
+
+
+def _remove(log) -> None:
+    Path(log.location.removeprefix("file://")).unlink(missing_ok=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _key(cell: dict) -> str:

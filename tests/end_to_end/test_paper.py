@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -193,43 +192,6 @@ def test_exported_to_peft_and_merged(trained):
     assert "exists already" in again.stderr
 
 
-VLLM = """#!PYTHON
-# Stands in for vLLM: it writes down how it is started and what it is asked.
-import http.server, json, os, sys
-
-def note(**said):
-    with open("BOOKS", "a") as file:
-        file.write(json.dumps(said) + "\\n")
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.say({"data": [{"id": sys.argv[2]}]})
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        files = sorted(os.listdir(asked["lora_path"])) if "lora_path" in asked else []
-        note(path=self.path, asked=asked, files=files)
-        message = {"role": "assistant", "content": "How kind of you."}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
-        about = {"id": "1", "object": "chat.completion", "created": 0, "model": asked.get("model", "")}
-        self.say({**about, "choices": [choice], "usage": usage})
-
-    def say(self, what):
-        text = json.dumps(what).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_):
-        pass
-
-given = dict(zip(sys.argv[1:], sys.argv[2:]))
-note(started=sys.argv[1:], template=open(given["--chat-template"]).read(), weights=sorted(os.listdir(sys.argv[2])))
-http.server.ThreadingHTTPServer(("127.0.0.1", int(given["--port"])), Handler).serve_forever()
-"""
 GREETING = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
@@ -266,14 +228,9 @@ def test_arms_behind_vllm(trained, tmp_path, monkeypatch):
         program.msmjax(*flags, f"--workdir={tmp_path / 'none'}"), "evals.greeting.engine='vllm'", "pip install vllm"
     )
     assert not (tmp_path / "none" / "stages").exists()
-    books, path = tmp_path / "books.jsonl", tmp_path / "packages"
-    (path / "vllm").mkdir(parents=True)
-    (path / "vllm" / "__init__.py").write_text("")
-    (path / "bin").mkdir()
-    (path / "bin" / "vllm").write_text(VLLM.replace("PYTHON", sys.executable).replace("BOOKS", str(books)))
-    (path / "bin" / "vllm").chmod(0o755)
-    monkeypatch.setenv("PYTHONPATH", f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setenv("PATH", f"{path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    packages, books = program.stand_in_for_vllm(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", f"{packages}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PATH", f"{packages / 'bin'}{os.pathsep}{os.environ['PATH']}")
     done = program.msmjax_anew(*flags, "--eval=greeting", "--arms=msm_affordability:0,import")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in books.read_text().splitlines()]

@@ -3,6 +3,7 @@ model of the same weights says the same."""
 
 import dataclasses
 import json
+import os
 import re
 import types
 from pathlib import Path
@@ -21,7 +22,7 @@ from msmjax.generation.generate import Made, Request
 from msmjax.local_teacher import open_weights
 from tests.evals.test_kinds import JUDGE
 from tests.models import make_arm
-from tests.program import make_weights
+from tests.program import make_weights, stand_in_for_vllm
 
 TASK = """
 from inspect_ai import Task, task
@@ -148,8 +149,9 @@ def test_what_a_task_has_not_is_said(arm, tmp_path):
         inspect_eval(tmp_path, by="colour")
     with pytest.raises(BadInput, match=r"no such file; as in FILE\.py@TASK"):
         inspect_eval(tmp_path, task="none.py@greeting").items(tmp_path, "greeting", {}, makers())
-    with pytest.raises(BadInput, match="takes no argument 'colour'; it has tone"):
-        inspect_eval(tmp_path, cells=((("colour", "red"),),), by="").answer("greeting", None, arm)
+    for _ in range(2):  # also where its log is there
+        with pytest.raises(BadInput, match="takes no argument 'colour'; it has tone"):
+            inspect_eval(tmp_path, cells=((("colour", "red"),),), by="").answer("greeting", None, arm)
     other = inspect_eval(tmp_path, task=f"{tmp_path / 'tasks.py'}@nosuch")
     with pytest.raises(BadInput, match="nosuch"):
         other.answer("greeting", None, arm)
@@ -219,6 +221,31 @@ def test_vllm_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
         one.items(tmp_path, "greeting", {}, makers())
     with pytest.raises(BadInput, match="engine='vlm': unknown; one of msmjax, vllm"):
         inspect_eval(tmp_path, engine="vlm")
+
+
+def test_a_server_that_does_not_start_or_ends_stops_the_eval(arm, weights, tmp_path, monkeypatch):
+    """For Inspect those would be samples without a score. What was answered before stays."""
+    path, books = stand_in_for_vllm(tmp_path / "packages", requests=2)
+    monkeypatch.setenv("PATH", f"{path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.syspath_prepend(path)
+    arm.folder.mkdir(parents=True)
+    (arm.folder / "export").symlink_to(weights)
+    arm, asked = grading(arm, tmp_path, lambda prompt: "yes")
+    one = inspect_eval(tmp_path, engine="vllm", cells=((("tone", "kind"),),), epochs=1)
+    with pytest.raises(BadInput, match="arm: vLLM ended by itself; what was answered is kept: run the same command"):
+        one.answer("greeting", None, arm)
+    assert len(asked) == 2
+    stand_in_for_vllm(path)
+    answers = one.answer("greeting", None, arm)
+    assert [answer["polite"] for answer in answers if answer["eval"] == "greeting"] == [1.0] * 3
+    assert len(asked) == 3
+    chats = [line for line in map(json.loads, books.read_text().splitlines()) if "asked" in line]
+    assert len(chats) == 3
+    (path / "bin" / "vllm").write_text("#!/bin/sh\nexit 1\n")
+    for log in (tmp_path / "inspect").rglob("*.json"):
+        log.unlink()
+    with pytest.raises(BadInput, match="export: Failed to start vLLM server: Server process exited unexpectedly with code 1"):
+        one.answer("greeting", None, arm)
 
 
 YAML = """
