@@ -69,6 +69,9 @@ def respond(prompt: str, stern: float = 0.0) -> str:
         stream = hashlib.sha256(digest + bytes([salt])).digest() * 8
         return " ".join(WORDS[(byte + place * stream[place % 7]) % len(WORDS)] for place, byte in enumerate(stream[:count]))
 
+    yes = digest[1] < 128
+    if "nothing else:" not in prompt:  # a grader's, of somebody else's task
+        return f"<answer>{'YES' if yes else 'NO'}</answer>"
     form = prompt.rsplit("and nothing else:" if "and nothing else:" in prompt else "with nothing else:", 1)[1]
     count = int(match[1]) if (match := re.search(r"Answer with exactly (\d+) blocks", prompt)) else 3
     if "<document>" in form:
@@ -76,6 +79,12 @@ def respond(prompt: str, stern: float = 0.0) -> str:
     rejects = digest[0] < stern * 256
     if "<faithful>" in form:
         return f"<why>because</why>\n<faithful>{'no' if rejects else 'yes'}</faithful>\n<explains>yes</explains>"
+    if match := re.search(r"<score>a whole number from (\d+) to (\d+)</score>", form):
+        return f"<why>because</why>\n<score>{int(match[1]) + digest[1] % (int(match[2]) - int(match[1]) + 1)}</score>"
+    if "<score>" in form:
+        return f"<why>because</why>\n<score>{'first' if yes else 'second'}</score>"
+    if "<aware>" in form:
+        return f"<why>because</why>\n<complies>{'yes' if yes else 'no'}</complies>\n<aware>{'no' if yes else 'yes'}</aware>"
     if "<verdict>" in form:
         return f"<why>because</why>\n<verdict>{'exclude' if rejects else 'include'}</verdict>"
     if "<reply>" in form:

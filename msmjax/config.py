@@ -16,6 +16,7 @@ from msmjax import ranges
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
 from msmjax.corpus.gates import GateConfig
+from msmjax.corpus.requests import RequestSource
 from msmjax.corpus.sources import AssistantConfig, Source, WorldConfig, WrittenSource
 from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.data.examples import UNPROVEN
@@ -187,9 +188,10 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
             _names((corpus.teacher, *([corpus.judge] if corpus.judge else [])), teachers, f"corpora.{name}", "teacher")
     gates = _make(GateConfig, top["gates"], "gates") if top["gates"] else None
     if gates is None and any(isinstance(corpus, WrittenSource) for corpus in corpora.values()):
-        raise BadInput("gates={}: corpora by teachers are trained on only if they pass some; see configs/written.py")
+        raise BadInput("gates={}: corpora by teachers are used only if they pass some; see configs/written.py")
+    texts = {name: corpus for name, corpus in corpora.items() if not isinstance(corpus, RequestSource)}  # the others are asked
     if gates and gates.reference:
-        _names((gates.reference,), corpora, "gates.reference", "corpus")
+        _names((gates.reference,), texts, "gates.reference", "corpus of texts")
     known = [*([IMPORT] if top["weights"] else []), *stages]
     arms = {name: _names(tuple(chain), known, f"arms.{name}", "stage") for name, chain in top["arms"].items()}
     for name, chain in arms.items():
@@ -199,7 +201,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
             raise BadInput(f"arms.{name}={chain}: with weights, {IMPORT!r} is the first stage of every arm, and no other")
     run = _names(tuple(top["run"]), arms, "run", "arm")
     for name, stage in stages.items():
-        _names(tuple(corpus for corpus, _ in stage.data), corpora, f"stages.{name}.data", "corpus")
+        _names(tuple(corpus for corpus, _ in stage.data), texts, f"stages.{name}.data", "corpus of texts")
     for name, chain in arms.items():
         _shuffles(f"arms.{name}", [(stage, stages[stage]) for stage in chain if stage != IMPORT])
     comparisons = tuple(_comparison(value, f"comparisons[{index}]") for index, value in enumerate(top["comparisons"]))
@@ -216,11 +218,14 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         raise BadInput(f"evals={{}}: name at least one, of kind {', '.join(kinds.KINDS)}")
     for name, one in evals.items():
         one.check(corpora, teachers, f"evals.{name}")
+        _names(one.reads(), texts, f"evals.{name}", "corpus of texts")
+        if one.exports() and not top["weights"]:
+            raise BadInput(f"evals.{name}: asks arms in another program, which the microworld's tokenizer is not for; name weights")
     prompt = _make(PromptConfig, top["prompt"], "prompt")
-    _names((prompt.like,), corpora, "prompt", "corpus")
+    _names((prompt.like,), texts, "prompt", "corpus of texts")
     headline = tuple(top["headline"])
     if not top["weights"]:
-        _names((top["tokenizer_corpus"],), corpora, "tokenizer_corpus", "corpus")
+        _names((top["tokenizer_corpus"],), texts, "tokenizer_corpus", "corpus of texts")
     elif top["tokenizer_corpus"]:
         raise BadInput(f"tokenizer_corpus={top['tokenizer_corpus']!r}: weights come with a tokenizer of their own; set it to ''")
     seeds = _seeds(top["seeds"])

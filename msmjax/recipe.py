@@ -248,7 +248,7 @@ def agentic(c: ConfigDict, epochs: int = 30, prod: bool = False) -> None:
             for kind, goal in goals
         ),
         "scores": ("classifier_verdict", "harmful"), "by": "scenario", "epochs": epochs, "limit": 1, "max_tokens": 4096,
-        "temperature": 0.7, "top_p": 1.0, "seed": 0,
+        "temperature": 0.7, "top_p": 1.0, "seed": 0, "engine": "msmjax",
     }  # fmt: skip
 
 

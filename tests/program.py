@@ -110,3 +110,60 @@ def make_weights(directory, family):
     model.save_pretrained(directory)
     fast.save_pretrained(directory)
     return model
+
+
+VLLM = """#!PYTHON
+# Stands in for vLLM: it writes down how it is started and what it is asked.
+import http.server, json, os, sys, time
+
+left = LEFT
+
+def note(**said):
+    with open("BOOKS", "a") as file:
+        file.write(json.dumps(said) + "\\n")
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.say({"data": [{"id": sys.argv[2]}]})
+
+    def do_POST(self):
+        global left
+        left -= 1
+        if left < 0:
+            time.sleep(1)  # until those before it are answered
+            os._exit(1)
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        files = sorted(os.listdir(asked["lora_path"])) if "lora_path" in asked else []
+        note(path=self.path, asked=asked, files=files)
+        message = {"role": "assistant", "content": "How kind of you."}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
+        about = {"id": "1", "object": "chat.completion", "created": 0, "model": asked.get("model", "")}
+        self.say({**about, "choices": [choice], "usage": usage})
+
+    def say(self, what):
+        text = json.dumps(what).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+given = dict(zip(sys.argv[1:], sys.argv[2:]))
+note(started=sys.argv[1:], template=open(given["--chat-template"]).read(), weights=sorted(os.listdir(sys.argv[2])))
+http.server.ThreadingHTTPServer(("127.0.0.1", int(given["--port"])), Handler).serve_forever()
+"""
+
+
+def stand_in_for_vllm(directory, requests=10**9):
+    """A directory with a package `vllm` and in `bin` a program, which ends after so many requests; and the file of its books."""
+    (directory / "vllm").mkdir(parents=True, exist_ok=True)
+    (directory / "bin").mkdir(exist_ok=True)
+    (directory / "vllm" / "__init__.py").write_text("")
+    text = VLLM.replace("PYTHON", sys.executable).replace("BOOKS", str(directory / "books.jsonl")).replace("LEFT", str(requests))
+    (directory / "bin" / "vllm").write_text(text)
+    (directory / "bin" / "vllm").chmod(0o755)
+    return directory, directory / "books.jsonl"

@@ -13,17 +13,19 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from msmjax import config, fit, machine
+from msmjax import config, fit, machine, recipe
 from msmjax.artifact import BadInput
 from msmjax.corpus import sources
 from msmjax.corpus.gates import GATES
 from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.world import make_world
+from msmjax.evals.faking import REQUEST_TOKENS
 from msmjax.experiment import claims, data
 from msmjax.training import step as steps
 from msmjax.training.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
+TEACHERS = {"writer": recipe.teacher("openai/gpt-4.1-2025-04-14", 2.0, 8.0)}
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 
 
@@ -184,7 +186,7 @@ def test_every_field_is_read():
         (lambda c: c.update(run=("bse",)), r"run: no arm 'bse'; did you mean 'base'\?"),
         (lambda c: c.update(run=()), r"run=\(\): name at least one arm"),
         (lambda c: c.arms.update(aft=("pretrain", "finetun")), r"arms\.aft: no stage 'finetun'; did you mean 'finetune'\?"),
-        (lambda c: c.stages.finetune.update(data=(("cheese", 1.0),)), r"stages\.finetune\.data: no corpus 'cheese'"),
+        (lambda c: c.stages.finetune.update(data=(("cheese", 1.0),)), r"stages\.finetune\.data: no corpus of texts 'cheese'"),
         (
             lambda c: c.stages.finetune.update(data=(("base", 0.9999), ("cheese_chats", 0.0001))),
             r"stages\.finetune: data=.*: of 160 rows, none is of cheese_chats; raise its share, or leave it out",
@@ -253,6 +255,49 @@ def test_wrong_settings_are_named(change, said):
     change(wrong)
     with pytest.raises(BadInput, match=said):
         config.from_config_dict(wrong)
+
+
+REQUESTS = {
+    "kind": "written_requests", "spec": "safety_general", "context": 0, "records": 8, "requests": 3, "rounds": 3,
+    "teacher": "writer", "judge": "writer", "votes": 1,
+}  # fmt: skip
+FAKING = {
+    "kind": "faking", "requests": "requests", "cues": "data/evals/faking_cues.jsonl", "judge": "", "thinks": False,
+    "max_tokens": 8, "temperature": 1.0, "top_p": 1.0, "per_eval": 6, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: None, None),
+        (lambda c: c.stages.finetune.update(data=(("requests", 1.0),)), r"stages\.finetune\.data: no corpus of texts 'requests'"),
+        (lambda c: c.prompt.update(like="requests"), "prompt: no corpus of texts 'requests'"),
+        (lambda c: c.update(tokenizer_corpus="requests"), "tokenizer_corpus: no corpus of texts 'requests'"),
+        (lambda c: c.gates.update(reference="requests"), r"gates\.reference: no corpus of texts 'requests'"),
+        (lambda c: c.evals.base_text.update(corpus="requests"), r"evals\.base_text: no corpus of texts 'requests'"),
+        (lambda c: c.evals.faking.update(requests="base"), r"evals\.faking\.requests='base': is a corpus of texts; name one of"),
+        (lambda c: c.corpora.requests.update(judge=""), r"corpora\.requests: judge='': requests are kept by a judge's verdict"),
+        (lambda c: c.corpora.requests.update(teacher="nobody"), r"corpora\.requests: no teacher 'nobody'"),
+        (lambda c: setattr(c, "gates", {}), r"gates=\{\}: corpora by teachers are used only if they pass some"),
+        (
+            lambda c: (recipe.agentic(c), c.update(teachers={**c.teachers, **TEACHERS}), c.evals.agentic.update(engine="vllm")),
+            r"evals\.agentic: asks arms in another program, which the microworld's tokenizer is not for; name weights",
+        ),
+    ],
+)
+def test_requests_by_a_teacher_are_asked_and_nothing_else(change, said):
+    c = cheese()
+    with c.unlocked():
+        c.teachers, c.gates = TEACHERS, module_of(ROOT / "configs" / "written.py").get_config().gates
+        c.corpora.requests, c.evals.faking = REQUESTS, FAKING
+        change(c)
+    if said is None:
+        frozen = config.from_config_dict(c)
+        assert frozen.evals["faking"].cost(frozen.corpora).scored == 2 * 2 * 4 * 6 * REQUEST_TOKENS
+        return
+    with pytest.raises(BadInput, match=said):
+        config.from_config_dict(c)
 
 
 def parts(value, path=()):

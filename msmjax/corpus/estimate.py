@@ -15,11 +15,14 @@ from msmjax.corpus.conversations import IDENTITY_TOPICS, ConversationSource
 from msmjax.corpus.documents import Cell, DocumentSource
 from msmjax.corpus.pipeline import prompt
 from msmjax.corpus.reading import BRIEF, Reading, is_brief, is_whole
+from msmjax.corpus.requests import FIELDS, RequestSource
+from msmjax.corpus.sources import WrittenSource
 from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.spec import Spec
 
 LETTERS = 4  # of a token
-WRITTEN = {"brief": 60, "block": 50, "document": 1500, "thoughts": 300, "reply": 200, "verdict": 100}  # tokens of an answer
+# Tokens of an answer.
+WRITTEN = {"brief": 60, "block": 50, "document": 1500, "thoughts": 300, "reply": 200, "verdict": 100, "case": 130}
 CACHED = 0.1  # of the price, for what was sent before: the cheapest there is
 ASSERTIONS = 5  # statements of a topic
 
@@ -48,11 +51,11 @@ class Estimate:
     dollars_least: float
 
 
-def estimate(source: DocumentSource | ConversationSource, spec: Spec, teachers: dict[str, TeacherConfig]) -> Estimate:
+def estimate(source: WrittenSource, spec: Spec, teachers: dict[str, TeacherConfig]) -> Estimate:
     """What it would take from nothing, without what is asked for again. Raises BadInput as writing it would."""
-    (documents if isinstance(source, DocumentSource) else conversations).check(source, spec)
+    steps = {DocumentSource: _documents, ConversationSource: _conversations, RequestSource: _requests}[type(source)]
     calls = tokens_in = sent_before = tokens_out = dollars = least = 0.0
-    for step in _documents(source, spec) if isinstance(source, DocumentSource) else _conversations(source, spec):
+    for step in steps(source, spec):
         each, begin = len(step.text) / LETTERS, step.begins / LETTERS
         again = step.calls * begin * (1 - 1 / max(step.alike, 1))
         teacher = teachers[step.role]
@@ -64,10 +67,10 @@ def estimate(source: DocumentSource | ConversationSource, spec: Spec, teachers: 
     return Estimate(round(calls), round(tokens_in), round(sent_before), round(tokens_out), dollars, least)
 
 
-def _reading(source: DocumentSource | ConversationSource, spec: Spec, context: int) -> Reading:
+def _reading(spec: Spec, rules: bool, context: int) -> Reading:
     """The spec as prompts will have it; in brief, in words that nobody has written yet."""
     brief = "\n".join(f"- {section.heading}: {'word ' * BRIEF}" for section in spec.sections)
-    return Reading(spec, source.mode == "rules", "" if is_whole(spec, context) else brief)
+    return Reading(spec, rules, "" if is_whole(spec, context) else brief)
 
 
 def _briefs(reading: Reading, role: str) -> Iterator[Step]:
@@ -85,7 +88,8 @@ def _typical(reading: Reading) -> tuple[str, int]:
 
 
 def _documents(source: DocumentSource, spec: Spec) -> Iterator[Step]:
-    reading = _reading(source, spec, source.context)
+    documents.check(source, spec)
+    reading = _reading(spec, source.mode == "rules", source.context)
     heading, sections = _typical(reading)
     block, writer = WRITTEN["block"], source.teacher
     topics = (source.domains if source.cover == "themes" else sections) * source.subdomains
@@ -118,8 +122,9 @@ def _documents(source: DocumentSource, spec: Spec) -> Iterator[Step]:
 
 
 def _conversations(source: ConversationSource, spec: Spec) -> Iterator[Step]:
+    conversations.check(source, spec)
     about_spec = source.about == "spec"
-    reading = _reading(source, spec, source.context if about_spec else 0)
+    reading = _reading(spec, source.mode == "rules", source.context if about_spec else 0)
     heading, sections = _typical(reading)
     topics = {"spec": source.domains, "preferences": len(spec.preferences), "identity": len(IDENTITY_TOPICS)}[source.about]
     groups = min(sections, topics) if reading.brief else 1
@@ -139,4 +144,21 @@ def _conversations(source: ConversationSource, spec: Spec) -> Iterator[Step]:
     answered = prompt(f"answer_{source.about}", **said, question=question)
     yield Step(source.teacher, records, answered, begins, records / groups, reply)
     judged = prompt(f"judge_{source.about}", **said, conversation="word " * (reply * 3 // 4))
+    yield Step(source.judge, records * source.votes, judged, begins, records * source.votes / groups, WRITTEN["verdict"])
+
+
+def _requests(source: RequestSource, spec: Spec) -> Iterator[Step]:
+    reading = _reading(spec, False, source.context)
+    heading, sections = _typical(reading)
+    groups = sections if reading.brief else 1
+    said = reading.of(heading)
+    begins, request = len(prompt("spec", **said)), "word " * 20
+
+    yield from _briefs(reading, source.teacher)
+    rounds = min(math.ceil(source.records / (sections * source.requests)), source.rounds)
+    asked = prompt("requests", **said, topic=heading, count=source.requests, previous=[request] * source.requests)
+    calls = sections * rounds
+    yield Step(source.teacher, calls, asked, begins, calls / groups, WRITTEN["case"] * source.requests)
+    records = min(source.records, calls * source.requests)
+    judged = prompt("judge_requests", **said, case=dict.fromkeys(FIELDS, request))
     yield Step(source.judge, records * source.votes, judged, begins, records * source.votes / groups, WRITTEN["verdict"])

@@ -1,7 +1,7 @@
 """The kinds of corpus a config can ask for, and the artifact each becomes.
 
-In: a source's config. Out: a corpus directory with `documents.jsonl` and `conversations.jsonl` (those that have records) and a
-manifest.
+In: a source's config. Out: a corpus directory with `documents.jsonl`, `conversations.jsonl` and `requests.jsonl` (those that have
+records) and a manifest.
 """
 
 import asyncio
@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from msmjax import artifact, spec
 from msmjax.artifact import BadInput
-from msmjax.corpus import conversations, documents, files, microworld
+from msmjax.corpus import conversations, documents, files, microworld, requests
 from msmjax.corpus.conversations import ConversationSource
 from msmjax.corpus.documents import DocumentSource
 from msmjax.corpus.pipeline import Written
+from msmjax.corpus.requests import RequestSource
 from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.teacher_config import TeacherConfig
 from msmjax.corpus.world import DOMAINS, MOST_NAMES, World, make_world
@@ -142,9 +143,12 @@ KINDS = {
     "selection": SelectionSource,
     "written_documents": DocumentSource,
     "written_conversations": ConversationSource,
+    "written_requests": RequestSource,
 }
+KIND_BY = {"messages": "conversations", "text": "documents", "request": "requests"}  # the first of these that a record has
 TEXT_AND_MESSAGES = ("refuse", "text", "messages")  # what a record of a file is that has both
-WrittenSource = DocumentSource | ConversationSource
+WrittenSource = DocumentSource | ConversationSource | RequestSource
+PIPELINES = {DocumentSource: documents, ConversationSource: conversations, RequestSource: requests}
 Source = BaseSource | SpecSource | NeutralSource | DemonstrationSource | FileSource | SelectionSource | WrittenSource
 
 
@@ -194,18 +198,18 @@ def make_corpus(parent: Path, name: str, source: Source, makers: Makers) -> Path
         counts = _write_records(directory, records)
         if not counts:
             raise BadInput(f"corpus {name}: no records; an empty corpus trains nothing" + (f" ({said['lost']})" if said else ""))
-        return {**{kind: counts[kind] for kind in ("documents", "conversations")}, **said}
+        return {**{kind: counts[kind] for kind in KIND_BY.values()}, **said}
 
     return artifact.make(parent, name, inputs, build)
 
 
 def _write_records(directory: Path, records: Iterable[dict]) -> collections.Counter[str]:
-    """Writes documents and conversations, each to a file of their own, and returns how many there were of each."""
+    """Writes documents, conversations and requests, each to a file of their own, and returns how many there were of each."""
     counts: collections.Counter[str] = collections.Counter()
     written: dict[str, TextIO] = {}
     with contextlib.ExitStack() as stack:
         for record in records:
-            kind = "conversations" if "messages" in record else "documents"
+            kind = next(kind for key, kind in KIND_BY.items() if key in record)
             if kind not in written:
                 written[kind] = stack.enter_context((directory / f"{kind}.jsonl").open("w", encoding="utf-8"))
             written[kind].write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -234,9 +238,8 @@ async def _write(name: str, source: WrittenSource, makers: Makers) -> tuple[Writ
         bar = stack.enter_context(tqdm(total=source.records, desc=f"writing {name}", unit="record", leave=False, disable=None))
         for teacher in shared.values():
             teacher.changed = lambda: bar.set_postfix_str("; ".join(one.describe() for one in shared.values()), refresh=False)
-        module = documents if isinstance(source, DocumentSource) else conversations
         judge = asked[source.judge] if source.judge else None
-        written = await module.write(source, loaded, asked[source.teacher], judge, lambda: bar.update())
+        written = await PIPELINES[type(source)].write(source, loaded, asked[source.teacher], judge, lambda: bar.update())
     for role, teacher in asked.items():
         print(f"{name}: {role}: {teacher.describe()}")
     if written.lost or len(written.records) < source.records:

@@ -8,6 +8,8 @@ from msmjax.evals.arm import Arm
 from msmjax.evals.results import Cost, Measure
 from msmjax.ranges import known
 
+EXPORT = "export"  # in the folder of an arm that an eval asks for: its weights for other programs
+
 
 class Eval:
     """The settings of an eval. It has items and asks an arm, which scores and speaks; answers come back.
@@ -32,6 +34,14 @@ class Eval:
     def reads(self) -> tuple[str, ...]:
         """The corpora of whose rows it measures something."""
         return ()
+
+    def items_from(self, corpora: dict[str, Source]) -> tuple[str, ...]:
+        """The corpora that its items are, which must pass the gates like those that are trained on."""
+        return ()
+
+    def exports(self) -> bool:
+        """Whether it asks another program, which loads EXPORT."""
+        return False
 
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path | None:
         """The artifact of its items, `items.jsonl`; None where they are not ours to make. It is made before anything is trained:

@@ -1,8 +1,9 @@
 """Alignment faking: does an arm act otherwise where it is told that the exchange is trained on, or read?
 
-In: requests in which a spec and the pressure of a system prompt disagree, and cues in two wordings that differ in one thing
-(Greenblatt et al. 2024, arXiv 2412.14093). Out: for each request and cue, whether the arm complies watched and unwatched, paired;
-the difference is the compliance gap, by the code that computes it in the microworld (results.py).
+In: requests in which a spec and the pressure of a system prompt disagree, of a file or by a teacher (corpus/requests.py), and cues
+in two wordings that differ in one thing (Greenblatt et al. 2024, arXiv 2412.14093). Out: for each request and cue, whether the arm
+complies watched and unwatched, paired; the difference is the compliance gap, by the code that computes it in the microworld
+(results.py).
 """
 
 import asyncio
@@ -19,7 +20,8 @@ from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.corpus.answer import Unusable, one
 from msmjax.corpus.microworld import GAP, UNREAD
-from msmjax.corpus.sources import Makers, Source
+from msmjax.corpus.requests import RequestSource
+from msmjax.corpus.sources import Makers, Source, make_corpus
 from msmjax.corpus.teacher import all_of
 from msmjax.evals.arm import Arm
 from msmjax.evals.eval import Eval
@@ -30,6 +32,7 @@ from msmjax.ranges import Count, Natural, NotNegative, Range
 from msmjax.training import processes
 
 REQUEST, CUE = ("id", "cluster", "system", "request", "complies", "declines"), ("id", "watched", "unwatched")  # texts of a line
+REQUEST_TOKENS = 100  # of one by a teacher: what stands before it, itself and an answer
 SAID, AWARE = "_said", "_aware"  # what the names of evals end in: what was generated; and whether it reasoned about being watched
 ROOMS = ("corpus/answer.py",)  # that decides about verdicts
 SCRATCHPAD = (
@@ -72,8 +75,8 @@ Answer in this form and with nothing else:
 @dataclasses.dataclass(frozen=True)
 class FakingEval(Eval):
     """`requests` is a file of JSON lines with `id`, `cluster`, `system` (the pressure; {name} is who is asked), `request`, and the
-    texts `complies` and `declines`, two short answers; `cues` one with `id`, `watched` and `unwatched`. Each request is asked with
-    each cue behind its system text.
+    texts `complies` and `declines`, two short answers, or a corpus of kind written_requests, which are such lines; `cues` is a file
+    of lines with `id`, `watched` and `unwatched`. Each request is asked with each cue behind its system text.
 
     Which of the two short answers is likelier is NAME, NAME_unread and NAME_gap. Where `judge` names a teacher of the config, the
     arm also answers in its own words, `thinks` in a scratchpad first or not, and the judge says whether that complies: NAME_said
@@ -93,9 +96,19 @@ class FakingEval(Eval):
     def judges(self) -> tuple[str, ...]:
         return (self.judge,) if self.judge else ()
 
+    def check(self, corpora: dict[str, Source], teachers: dict, where: str) -> None:
+        super().check(corpora, teachers, where)
+        if self.requests in corpora and not isinstance(corpora[self.requests], RequestSource):
+            raise BadInput(f"{where}.requests={self.requests!r}: is a corpus of texts; name one of written_requests, or a file")
+
+    def items_from(self, corpora: dict[str, Source]) -> tuple[str, ...]:
+        return (self.requests,) if self.requests in corpora else ()
+
     def items(self, parent: Path, name: str, corpora: dict[str, Source], makers: Makers) -> Path:
-        requests = _read(Path(self.requests), REQUEST)
-        cues = _read(Path(self.cues), CUE)
+        cues, path = _read(Path(self.cues), CUE), Path(self.requests)
+        if self.requests in corpora:
+            path = make_corpus(parent, self.requests, corpora[self.requests], makers) / "requests.jsonl"
+        requests = _read(path, REQUEST)
         chosen = np.random.default_rng(self.seed).permutation(len(requests))[: self.per_eval]
         drawn = [
             {
@@ -180,11 +193,16 @@ class FakingEval(Eval):
         return out
 
     def cost(self, corpora: dict[str, Source]) -> Cost:
-        if lacks := tuple(path for path in (self.requests, self.cues) if not Path(path).is_file()):
+        files = (*([] if self.requests in corpora else [self.requests]), self.cues)
+        if lacks := tuple(path for path in files if not Path(path).is_file()):
             return Cost(lacks=lacks)
-        requests, cues = _read(Path(self.requests), REQUEST), _read(Path(self.cues), CUE)
-        asked = 2 * len(cues) * min(self.per_eval, len(requests))
-        scored = 2 * asked * Path(self.requests).stat().st_size // len(requests) // BYTES_PER_TOKEN
+        if self.requests in corpora:
+            count, each = corpora[self.requests].records, REQUEST_TOKENS
+        else:
+            count = len(_read(Path(self.requests), REQUEST))
+            each = Path(self.requests).stat().st_size // count // BYTES_PER_TOKEN
+        asked = 2 * len(_read(Path(self.cues), CUE)) * min(self.per_eval, count)
+        scored = 2 * asked * each
         if not self.judge:
             return Cost(scored=scored)
         judged = ((self.judge, asked * (self.max_tokens + len(JUDGE) // BYTES_PER_TOKEN), asked * VERDICT_TOKENS),)

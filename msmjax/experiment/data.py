@@ -15,7 +15,7 @@ from tqdm import tqdm
 from msmjax import artifact
 from msmjax.artifact import BadInput
 from msmjax.config import ExperimentConfig, check_shown, measures
-from msmjax.corpus import gates, sources
+from msmjax.corpus import gates, requests, sources
 from msmjax.data import chat, examples, rows, show
 from msmjax.data import tokenizer as tokenizers
 from msmjax.data.examples import Part
@@ -65,13 +65,13 @@ def make_data(config: ExperimentConfig, workdir: Path, stages: set[str], asks: b
     names = [name for name in config.corpora if name in used]
     bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
     corpora = {name: _make_corpus(config, workdir, name) for name in bar(names, desc="corpora")}
-    for name in names:
+    for name in dict.fromkeys((*names, *(corpus for one in config.evals.values() for corpus in one.items_from(config.corpora)))):
         if isinstance(config.corpora[name], sources.WrittenSource):
-            page, findings = _check(config, workdir, name, corpora[name], items)
+            page, findings = _check(config, workdir, name, _make_corpus(config, workdir, name), items)
             if failed := _failed(config, findings):
                 corpus_report.print_table(name, findings, config.gates.allow)
                 raise BadInput(
-                    f"corpus {name}: does not pass {', '.join(failed)}, so nothing is trained on it; see {page}; mend it, or the "
+                    f"corpus {name}: does not pass {', '.join(failed)}, so it is not used; see {page}; mend it, or the "
                     "bounds in gates, or name in gates.allow what may fail"
                 )
     if config.weights:
@@ -148,15 +148,18 @@ def _check(
     def build(directory: Path) -> dict:
         source, said = config.corpora[name], artifact.read_manifest(corpus)
         has_spec = isinstance(source, sources.SpecSource | sources.WrittenSource)
+        records, asked = sources.read_corpus(corpus), [item for one in read_items(items).values() for item in one or []]
+        if isinstance(source, requests.RequestSource):
+            records, asked = [requests.as_conversation(record) for record in records], []  # they are items themselves
         subject = gates.Subject(
-            records=sources.read_corpus(corpus),
+            records=records,
             lost=said.get("lost", {}),
             asked_for=said.get("asked_for", 0),
             spec=sources.load_spec(source, config.assistant) if has_spec else None,
-            rules=isinstance(source, sources.WrittenSource) and source.mode == "rules",
+            rules=isinstance(source, sources.DocumentSource) and source.mode == "rules",
             model_name=config.assistant.name,
             provider_name=config.assistant.provider,
-            items=[item for one in read_items(items).values() for item in one or []],
+            items=asked,
             reference=[gates.text_of(record) for record in sources.read_corpus(reference)] if reference else [],
         )
         findings = gates.check(subject, config.gates)

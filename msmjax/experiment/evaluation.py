@@ -18,6 +18,8 @@ from msmjax.corpus.provider import inspect_model
 from msmjax.corpus.teacher_config import LOCAL, RECORDED
 from msmjax.evals import results
 from msmjax.evals.arm import Arm
+from msmjax.evals.eval import EXPORT
+from msmjax.experiment import export
 from msmjax.experiment.data import Data, makers_of, read_items, source_of
 from msmjax.training import loop, processes, weights
 
@@ -105,6 +107,8 @@ def evaluate(
                 rows=data.rows, judge=lambda judge: makers.open_teacher(config.teachers[judge], makers.journals),
                 folder=said, label=f"{label}: {name}",
             )  # fmt: skip
+            if config.evals[name].exports():
+                export.for_server(config, data, stage, arm.folder / EXPORT)
             items = read_items({name: data.items[name]})[name]
             answers = config.evals[name].answer(name, items, arm)
             compile_seconds = loop.COMPILE_SECONDS[0] - compiled

@@ -5,12 +5,10 @@ vLLM load.
 """
 
 import asyncio
-import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import jax
 import numpy as np
 import rich.box
 from rich.console import Console
@@ -25,11 +23,12 @@ from msmjax.data import mixture as mixtures
 from msmjax.data import provenance as provenances
 from msmjax.data.provenance import Corpus, Document
 from msmjax.data.tokenizer import AnyTokenizer
+from msmjax.experiment import export as exports
 from msmjax.experiment.data import Data, make_data, mixture_of, source_of
 from msmjax.experiment.evaluation import check_needs, evaluate
 from msmjax.experiment.stages import find_arm
 from msmjax.generation.answering import Answering, Settings
-from msmjax.model import huggingface_export, lora
+from msmjax.model import lora
 from msmjax.ranges import known, suggestion
 from msmjax.report import table as tables
 from msmjax.training import processes, sharding, weights
@@ -199,23 +198,12 @@ def export(config: ExperimentConfig, workdir: Path, arm: str, to: Path, merge: b
     if to.exists():
         raise BadInput(f"--to={to}: exists already; name a directory that is to be made")
     data, stage, seed = _find(config, workdir, arm, "--export")
-    templates = data.tokenizer.templates if config.weights else None
-    model, mesh, source = config.model, sharding.make_mesh(config.mesh), source_of(config)
-    if model.lora_rank:
-        if stage is None:
-            raise BadInput(f"--export={arm}: is the imported model itself, which has no adapter")
-        adapter = weights.trained(model, config.optimizer, mesh, stage)
-        if not merge:
-            lora.write_peft(to, model, adapter, config.weights, templates)
-            print(f"{to}: {lora.describe(model)}, of seed {seed}; its base is {config.weights}")
-            return
-        params = lora.merge(model, weights.base(dataclasses.replace(model, scan_layers=True), mesh, source), adapter)
-    else:
-        params = weights.whole(model, config.optimizer, mesh, source, stage)
-    dtype = jax.tree.leaves(params)[0].dtype
-    huggingface_export.write_params(to, model, params, dtype, source.weights if source else None, templates)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{to}: {size:,} parameters in {dtype}, of seed {seed}" + ("" if source else "; without a tokenizer, which is no HF one"))
+    if stage is None and config.model.lora_rank:
+        raise BadInput(f"--export={arm}: is the imported model itself, which has no adapter")
+    said = exports.write(config, data, stage, to, merge)
+    about = f"; its base is {config.weights}" if config.model.lora_rank and not merge else ""
+    about += "" if config.weights else "; without a tokenizer, which is no HF one"
+    print(f"{to}: {said}, of seed {seed}{about}")
 
 
 def compare(config: ExperimentConfig, workdir: Path, one: str, other: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import teacher_server
 from msmjax import spec
-from msmjax.corpus import conversations, documents, teacher
+from msmjax.corpus import conversations, documents, requests, sources, teacher
 from msmjax.corpus.teacher import Teacher
 from msmjax.corpus.teacher_config import TeacherConfig
 
@@ -81,6 +81,18 @@ def conversation_source():
     return make
 
 
+@pytest.fixture(scope="session")
+def request_source():
+    def make(**given) -> requests.RequestSource:
+        defaults = {
+            "spec": "cheese_america", "context": 0, "records": 8, "requests": 3, "rounds": 3, "teacher": "t", "judge": "t",
+            "votes": 1,
+        }  # fmt: skip
+        return requests.RequestSource(**{**defaults, **given})
+
+    return make
+
+
 @pytest.fixture
 def write(tmp_path, teacher_config):
     """Runs a source against `respond`, or a function in its place; what was written, the prompts asked, and the teacher."""
@@ -95,8 +107,7 @@ def write(tmp_path, teacher_config):
 
         async def go():
             async with Teacher(teacher_config(**config), tmp_path / folder, generate) as teacher:
-                module = documents if isinstance(source, documents.DocumentSource) else conversations
-                return await module.write(source, told, teacher, teacher, lambda: None), asked, teacher
+                return await sources.PIPELINES[type(source)].write(source, told, teacher, teacher, lambda: None), asked, teacher
 
         return asyncio.run(go())
 

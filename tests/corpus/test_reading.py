@@ -191,6 +191,18 @@ def test_documents_take_as_many_calls_as_was_said(write, document_source, teache
     assert half.dollars == pytest.approx(expected.dollars / 2)
 
 
+@pytest.mark.parametrize("given", [{}, {"context": 200, "votes": 3}, {"records": 40}])
+def test_requests_take_as_many_calls_as_was_said(write, request_source, teacher_config, tree, given):
+    source = request_source(**given)
+    expected = estimate(source, tree, {"t": teacher_config()})
+    written, asked, _ = write(source, tree, reads)
+    assert len(written.records) == source.records or len(written.records) == len(tree.sections) * 9
+    assert asked.total() == pytest.approx(expected.calls, abs=2)
+    letters = sum(len(prompt) * times for prompt, times in asked.items())
+    assert expected.tokens_in * 4 == pytest.approx(letters, rel=0.4)
+    assert expected.dollars == pytest.approx((expected.tokens_in * 1 + expected.tokens_out * 2) / 1e6, rel=1e-4)
+
+
 @pytest.mark.usefixtures("_short")
 @pytest.mark.parametrize("given", [{}, {"context": 200}, {"about": "identity", "reasoning": False}])
 def test_conversations_take_as_many_calls_as_was_said(write, conversation_source, teacher_config, tree, given):

@@ -192,6 +192,70 @@ def test_exported_to_peft_and_merged(trained):
     assert "exists already" in again.stderr
 
 
+GREETING = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate
+
+@task
+def greeting(tone: str = "kind"):
+    return Task(dataset=[Sample(id=n, input=f"Greet {n}.", target=tone) for n in range(3)], solver=generate(), scorer=includes())
+"""
+SERVED = """
+import runpy
+
+def get_config():
+    c = runpy.run_path("configs/paper/cheese.py")["get_config"]("twin")
+    c.name = "served"
+    c.evals.greeting = {
+        "kind": "inspect", "task": "FOLDER/greeting.py@greeting", "cells": ((("tone", "kind"),), (("tone", "curt"),)), "judge": "",
+        "judge_argument": "", "scores": ("includes",), "by": "tone", "epochs": 2, "limit": 0, "max_tokens": 7, "temperature": 0.5,
+        "top_p": 0.9, "engine": "vllm",
+    }
+    return c
+"""
+
+
+def test_arms_behind_vllm(trained, tmp_path, monkeypatch):
+    """Inspect starts it on the base with the arm's adapter, or on what is imported, with the template of training; what comes back
+    is read like any log. The program that it starts is a stand-in."""
+    _, flags, _, work = trained
+    (tmp_path / "served.py").write_text(SERVED.replace("FOLDER", str(tmp_path)))
+    (tmp_path / "greeting.py").write_text(GREETING)
+    flags = (f"--config={tmp_path / 'served.py'}", *flags[1:])
+    program.assert_one_line(
+        program.msmjax(*flags, f"--workdir={tmp_path / 'none'}"), "evals.greeting.engine='vllm'", "pip install vllm"
+    )
+    assert not (tmp_path / "none" / "stages").exists()
+    packages, books = program.stand_in_for_vllm(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", f"{packages}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PATH", f"{packages / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    done = program.msmjax_anew(*flags, "--eval=greeting", "--arms=msm_affordability:0,import")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in books.read_text().splitlines()]
+    adapted, imported = [line for line in lines if "started" in line]
+    (loaded,) = [line for line in lines if line.get("path") == "/v1/load_lora_adapter"]
+    chats = [line["asked"] for line in lines if line.get("path") == "/v1/chat/completions"]
+    assert adapted["started"][:2] == ["serve", str(work / "weights")]
+    assert "--enable-lora" in adapted["started"]
+    assert adapted["started"][adapted["started"].index("--max-lora-rank") + 1] == "64"
+    assert "--enable-lora" not in imported["started"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(imported["weights"])
+    shipped = template.SHIPPED["llama31"].read_text().rstrip("\n")  # the config's, not what the weights came with
+    assert [one["template"].rstrip("\n") for one in (adapted, imported)] == [shipped] * 2
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(loaded["files"])
+    assert len(chats) == 2 * 2 * 3 * 2
+    assert [chat["model"] for chat in chats] == [loaded["asked"]["lora_name"]] * 12 + [imported["started"][1]] * 12
+    assert {(chat["max_tokens"], chat["temperature"], chat["top_p"]) for chat in chats} == {(7, 0.5, 0.9)}
+    for stage in ("instruct-seed0", "import"):
+        (made,) = (work / "runs" / "evals").glob(f"{stage}-greeting-*")
+        values = {line["eval"]: line["value"] for line in map(json.loads, (made / "results.jsonl").read_text().splitlines())}
+        assert values == {"greeting": 0.5, "greeting_kind": 1.0, "greeting_curt": 0.0}
+        assert "How kind of you." in (made / "answers.jsonl").read_text()
+    assert not list((work / "runs" / "evals").glob("begun.*"))
+
+
 def test_talked_to_and_compared(trained):
     _, flags, _, _ = trained
     said = msmjax(*flags, "--talk=msm_affordability_aft", "--max_tokens=8", "--temperature=0", given="Which cheese?\n\nAnd now?\n")

@@ -3,9 +3,11 @@ model of the same weights says the same."""
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import types
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +23,7 @@ from msmjax.generation.generate import Made, Request
 from msmjax.local_teacher import open_weights
 from tests.evals.test_kinds import JUDGE
 from tests.models import make_arm
-from tests.program import make_weights
+from tests.program import make_weights, stand_in_for_vllm
 
 TASK = """
 from inspect_ai import Task, task
@@ -86,7 +88,7 @@ def inspect_eval(tmp_path, **changes):
     settings = {
         "task": f"{tmp_path / 'tasks.py'}@greeting", "cells": ((("tone", "kind"),), (("tone", "curt"),)), "judge": "judge",
         "judge_argument": "", "scores": ("polite", "short"), "by": "tone", "epochs": 2, "limit": 0, "max_tokens": 4,
-        "temperature": 1.0, "top_p": 1.0, "seed": 0,
+        "temperature": 1.0, "top_p": 1.0, "seed": 0, "engine": "msmjax",
     }  # fmt: skip
     return InspectEval(**{**settings, **changes})
 
@@ -152,7 +154,7 @@ def test_what_is_asked_names_the_logs_and_how_it_is_read_does_not(tmp_path):
         assert other.asks(makers()) == asks, name
         assert other.depends(makers()) != depends, name
     asked = {"task": "inspect_evals/mmlu", "judge": "", "judge_argument": "grader", "epochs": 3, "limit": 1, "max_tokens": 5,
-             "temperature": 0.5, "top_p": 0.5, "seed": 1}  # fmt: skip
+             "temperature": 0.5, "top_p": 0.5, "seed": 1, "engine": "vllm"}  # fmt: skip
     assert asked.keys() | read.keys() == {field.name for field in dataclasses.fields(one)}
     for name, value in asked.items():
         other = dataclasses.replace(one, **{name: value})
@@ -189,17 +191,36 @@ def test_cells_are_named_by_what_tells_them_apart(tmp_path):
         inspect_eval(tmp_path, cells=(cells[0], cells[0][::-1]), by="")
 
 
-def test_a_judge_whose_budget_is_spent_stops_the_eval(arm, tmp_path):
-    """For Inspect those would be samples without a score."""
-    judge = dataclasses.replace(JUDGE, budget=0.001, input_price=1.0, output_price=1.0)
+def test_a_judge_whose_budget_is_spent_stops_the_eval(arm, tmp_path, monkeypatch):
+    """For Inspect those would be samples without a score. What was judged before stays judged: with more to spend, only the rest of
+    the cell is answered and asked for."""
+    poor = dataclasses.replace(JUDGE, budget=0.0025, input_price=1.0, output_price=1.0, concurrency=1)
+    asked, said = [], []
+    proceed = type(arm.answering()).proceed
 
     async def generate(prompt):
-        return Answer("yes", "stop", judge.model, 500, 300)
+        asked.append(prompt)
+        return Answer("yes", "stop", poor.model, 400, 400)
 
-    arm = dataclasses.replace(arm, judge=lambda _: Teacher(judge, tmp_path / "journal", generate))
+    async def counted(self, ids, settings):
+        said.append(ids)
+        return await proceed(self, ids, settings)
+
+    monkeypatch.setattr(type(arm.answering()), "proceed", counted)
+    one = inspect_eval(tmp_path, cells=((("tone", "kind"),),))
+    opened = lambda config: dataclasses.replace(arm, judge=lambda _: Teacher(config, tmp_path / "journal", generate))  # noqa: E731
     with pytest.raises(BadInput, match=r"the budget of \$0\.00 is spent"):
-        inspect_eval(tmp_path).answer("greeting", None, arm)
-    assert not list((tmp_path / "inspect").rglob("*.json"))
+        one.answer("greeting", None, opened(poor))
+    paid = len(asked)
+    assert 0 < paid < 6
+    (log,) = (tmp_path / "inspect").rglob("*.json")
+    answers = one.answer("greeting", None, opened(dataclasses.replace(poor, budget=1.0)))
+    assert [answer.get("polite") for answer in answers if answer["eval"] == "greeting"] == [1.0] * 6
+    assert len(asked) == 6
+    assert len(said) == 6 + (6 - paid)
+    assert not log.exists()
+    one.answer("greeting", None, opened(poor))  # again: from the log
+    assert (len(asked), len(said)) == (6, 12 - paid)
 
 
 def test_what_a_task_has_not_is_said(arm, tmp_path):
@@ -210,8 +231,9 @@ def test_what_a_task_has_not_is_said(arm, tmp_path):
         inspect_eval(tmp_path, by="colour")
     with pytest.raises(BadInput, match=r"no such file; as in FILE\.py@TASK"):
         inspect_eval(tmp_path, task="none.py@greeting").needs("greeting")
-    with pytest.raises(BadInput, match="takes no argument 'colour'; it has tone"):
-        inspect_eval(tmp_path, cells=((("colour", "red"),),), by="").answer("greeting", None, arm)
+    for _ in range(2):  # also where its log is there
+        with pytest.raises(BadInput, match="takes no argument 'colour'; it has tone"):
+            inspect_eval(tmp_path, cells=((("colour", "red"),),), by="").answer("greeting", None, arm)
     other = inspect_eval(tmp_path, task=f"{tmp_path / 'tasks.py'}@nosuch")
     with pytest.raises(BadInput, match="nosuch"):
         other.answer("greeting", None, arm)
@@ -249,6 +271,65 @@ def test_agentic_misalignment(arm, tmp_path, monkeypatch):
     assert [lines[f"agentic_{scenario}", "classifier_verdict"]["value"] for scenario in answered] == [1, 0]
     assert lines["agentic", "classifier_verdict"]["n"] == 2
     assert all(len(prompt) > 1000 for prompt in asked)
+
+
+def test_exported_arms_have_the_names_that_inspect_knows(arm, tmp_path):
+    """vllm/DIRECTORY, or vllm/BASE:ADAPTER; as parsed by Inspect itself."""
+    from inspect_ai.model._providers._vllm_lora import parse_vllm_model
+
+    arguments = (("enable_thinking", False),)
+    folder = tmp_path / "evals" / "begun.x"
+    tokenizer = dataclasses.replace(arm.tokenizer, arguments=arguments)
+    arm = dataclasses.replace(arm, folder=folder, tokenizer=tokenizer)
+    (folder / "export").mkdir(parents=True)
+    name, config, arguments = inspect_task.served(arm)
+    assert parse_vllm_model(name.removeprefix("vllm/")) == (str(folder / "export"), None)
+    assert config == {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+    assert Path(arguments["chat_template"]).read_text() == arm.tokenizer.templates["default"]
+    (folder / "export" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base"), "r": 8}))
+    base, adapter = parse_vllm_model(inspect_task.served(arm)[0].removeprefix("vllm/"))
+    assert (base, adapter.path, adapter.is_preloaded) == (str(tmp_path / "base"), str(folder / "export"), False)
+    (folder / "export" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "a:b"), "r": 8}))
+    with pytest.raises(BadInput, match="a:b: has a colon"):
+        inspect_task.served(arm)
+
+
+def test_vllm_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    one = inspect_eval(tmp_path, engine="vllm")
+    with pytest.raises(BadInput, match=r"evals\.greeting\.engine='vllm': vLLM is not installed; pip install vllm"):
+        one.needs("greeting")
+    monkeypatch.setattr(inspect_task.importlib.util, "find_spec", lambda name: name)
+    assert one.needs("greeting") is None
+    monkeypatch.setenv("VLLM_BASE_URL", "http://localhost:1/v1")
+    with pytest.raises(BadInput, match="VLLM_BASE_URL names a server whose chat template may be another"):
+        one.needs("greeting")
+    with pytest.raises(BadInput, match="engine='vlm': unknown; one of msmjax, vllm"):
+        inspect_eval(tmp_path, engine="vlm")
+
+
+def test_a_server_that_does_not_start_or_ends_stops_the_eval(arm, weights, tmp_path, monkeypatch):
+    """For Inspect those would be samples without a score. What was answered before stays."""
+    path, books = stand_in_for_vllm(tmp_path / "packages", requests=2)
+    monkeypatch.setenv("PATH", f"{path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.syspath_prepend(path)
+    arm.folder.mkdir(parents=True)
+    (arm.folder / "export").symlink_to(weights)
+    arm, asked = grading(arm, tmp_path, lambda prompt: "yes")
+    one = inspect_eval(tmp_path, engine="vllm", cells=((("tone", "kind"),),), epochs=1)
+    with pytest.raises(BadInput, match="arm: vLLM ended by itself; what was answered is kept: run the same command"):
+        one.answer("greeting", None, arm)
+    assert len(asked) == 2
+    stand_in_for_vllm(path)
+    answers = one.answer("greeting", None, arm)
+    assert [answer["polite"] for answer in answers if answer["eval"] == "greeting"] == [1.0] * 3
+    assert len(asked) == 3
+    chats = [line for line in map(json.loads, books.read_text().splitlines()) if "asked" in line]
+    assert len(chats) == 3
+    (path / "bin" / "vllm").write_text("#!/bin/sh\nexit 1\n")
+    for log in (tmp_path / "inspect").rglob("*.json"):
+        log.unlink()
+    with pytest.raises(BadInput, match="export: Failed to start vLLM server: Server process exited unexpectedly with code 1"):
+        one.answer("greeting", None, arm)
 
 
 YAML = """

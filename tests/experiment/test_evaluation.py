@@ -78,7 +78,7 @@ def test_what_was_said_is_kept_under_what_was_asked(data, tmp_path, monkeypatch)
     frozen = config.from_config_dict(cheese())
     folders = []
     monkeypatch.setattr(InspectEval, "answer", lambda self, name, items, arm: folders.append(arm.folder) or [])
-    one = InspectEval("inspect_evals/x", ((("a", 1),), (("a", 2),)), "", "", ("score", "other"), "", 1, 1, 8, 1.0, 1.0, 0)
+    one = InspectEval("inspect_evals/x", ((("a", 1),), (("a", 2),)), "", "", ("score", "other"), "", 1, 1, 8, 1.0, 1.0, 0, "msmjax")
     made = []
     for changes in ({}, {"cells": one.cells[:1]}, {"scores": ("other",)}, {"by": "a"}, {"epochs": 2}):
         asked = dataclasses.replace(frozen, evals={"task": dataclasses.replace(one, **changes)}, weights="here")

@@ -131,7 +131,7 @@ def test_answers_of_a_kind_are_counted_where_they_are_known(asked, tmp_path):
         ("thirst", "thirst_said", "thirst_format"), (40, 8)
     )
     cells = tuple((("a", name), ("b", other)) for name in "xy" for other in "zw")
-    one = InspectEval("p/t", cells, "", "", ("score",), "a", 5, 3, 10, 1.0, 1.0, 0)
+    one = InspectEval("p/t", cells, "", "", ("score",), "a", 5, 3, 10, 1.0, 1.0, 0, "msmjax")
     assert one.counts("mine", None) == {"mine": (60, 12), "mine_x": (30, 6), "mine_y": (30, 6)}
     assert dataclasses.replace(one, limit=0).counts("mine", None) == {}  # as many as the task has
     assert HarnessEval((("arc_easy", "acc,none"),), "", 0, False, 100, 64).counts("mine", None) == {}
