@@ -57,15 +57,16 @@ def show_batch(config: ExperimentConfig, workdir: Path, stage_name: str) -> None
 
 def make_data(config: ExperimentConfig, workdir: Path, stages: set[str], asks: bool = True) -> Data:
     """The tokenizer, the rows of every corpus that these stages or an eval use, and the evaluation items; the chats that items are
-    asked like are made where it `asks`: a teacher may have to write them."""
+    asked like, and items that are a corpus, are made where it `asks`: a teacher may have to write them."""
     used = {corpus for name in stages for corpus, _ in config.stages[name].data}
     used |= {corpus for one in config.evals.values() for corpus in one.reads()}
     used |= {*([config.prompt.like] if asks else []), *([] if config.weights else [config.tokenizer_corpus])}
-    items = make_items(config, workdir)
+    items = make_items(config, workdir, asks)
     names = [name for name in config.corpora if name in used]
     bar = functools.partial(tqdm, unit="corpus", leave=False, disable=None)
     corpora = {name: _make_corpus(config, workdir, name) for name in bar(names, desc="corpora")}
-    for name in dict.fromkeys((*names, *(corpus for one in config.evals.values() for corpus in one.items_from(config.corpora)))):
+    of_items = [corpus for one in config.evals.values() for corpus in one.items_from(config.corpora)] if asks else []
+    for name in dict.fromkeys((*names, *of_items)):
         if isinstance(config.corpora[name], sources.WrittenSource):
             page, findings = _check(config, workdir, name, _make_corpus(config, workdir, name), items)
             if failed := _failed(config, findings):
@@ -171,10 +172,14 @@ def _check(
     return made / "report.html", [gates.Finding(**line) for line in artifact.read_jsonl(made / "findings.jsonl")]
 
 
-def make_items(config: ExperimentConfig, workdir: Path) -> dict[str, Path | None]:
-    """The items of each eval. Raises BadInput where the headline or a comparison names an eval that none of them is of."""
+def make_items(config: ExperimentConfig, workdir: Path, asks: bool = True) -> dict[str, Path | None]:
+    """The items of each eval; None where they are a corpus and nobody `asks`. Raises BadInput where the headline or a comparison
+    names an eval that none of them is of."""
     made = {
-        name: one.items(workdir / "corpora", name, config.corpora, makers_of(config, workdir)) for name, one in config.evals.items()
+        name: one.items(workdir / "corpora", name, config.corpora, makers_of(config, workdir))
+        if asks or not one.items_from(config.corpora)
+        else None
+        for name, one in config.evals.items()
     }
     check_shown(config, measures(config, read_items(made)))
     return made

@@ -246,7 +246,7 @@ def test_a_slot_that_nobody_fills_is_an_error(ruled):
 def test_the_templates_are_these():
     """One more needs its row above."""
     found = {template.removesuffix(".j2") for template in pipeline._prompts().list_templates()}
-    others = {"spec", "brief", "propose"}  # a part of those above, and what has tests of its own
+    others = {"spec", "brief", "propose", "requests", "judge_requests"}  # a part of those above, and what has tests of its own
     assert {name for name in found if not name.startswith("rewrite_")} == set(STEPS + ABOUT) | others
 
 

@@ -100,8 +100,10 @@ def test_what_it_takes_is_said_before(flags, server, folder):
     assert done.returncode == 0, done.stderr
     assert "requests: by openai-api/loopback/scripted-2026-01-01, from nothing: " in done.stdout
     assert "judged by openai-api/loopback/scripted-2026-01-01, from nothing: " in done.stdout
-    assert server[0].received == 0
     assert not (folder / "runs").exists()
+    read = msmjax(*flags, f"--workdir={folder / 'read'}", "--provenance=base")
+    assert read.returncode == 0, read.stderr
+    assert server[0].received == 0
 
 
 def test_requests_that_fail_a_gate_are_not_asked(flags, folder):
@@ -142,7 +144,7 @@ def test_all_kinds_from_a_judge_that_misbehaves_to_the_report(flags, server, fol
     answers = read_jsonl(run / "answers.jsonl")
     assert "no verdict" not in {answer.get("lost") for answer in answers}
     results = read_jsonl(run / "results.jsonl")
-    lines = {(line["eval"], line["metric"]): line for line in results}
+    lines = {(line["eval"], line["metric"]): line for line in results if "cell" not in line}
     for name, metric, count in (
         ("open", "score", 9), ("open_judges", "kappa", 9), ("open_people", "kappa", 10), ("pairs", "preferred", 9),
         ("faking", "complies", 24), ("faking_gap", "compliance_gap", 24), ("faking_said", "complies", 24),

@@ -211,7 +211,7 @@ def get_config():
     c.evals.greeting = {
         "kind": "inspect", "task": "FOLDER/greeting.py@greeting", "cells": ((("tone", "kind"),), (("tone", "curt"),)), "judge": "",
         "judge_argument": "", "scores": ("includes",), "by": "tone", "epochs": 2, "limit": 0, "max_tokens": 7, "temperature": 0.5,
-        "top_p": 0.9, "engine": "vllm",
+        "top_p": 0.9, "seed": 0, "engine": "vllm",
     }
     return c
 """
@@ -250,7 +250,8 @@ def test_arms_behind_vllm(trained, tmp_path, monkeypatch):
     assert {(chat["max_tokens"], chat["temperature"], chat["top_p"]) for chat in chats} == {(7, 0.5, 0.9)}
     for stage in ("instruct-seed0", "import"):
         (made,) = (work / "runs" / "evals").glob(f"{stage}-greeting-*")
-        values = {line["eval"]: line["value"] for line in map(json.loads, (made / "results.jsonl").read_text().splitlines())}
+        results = [json.loads(line) for line in (made / "results.jsonl").read_text().splitlines()]
+        values = {line["eval"]: line["value"] for line in results if "cell" not in line}
         assert values == {"greeting": 0.5, "greeting_kind": 1.0, "greeting_curt": 0.0}
         assert "How kind of you." in (made / "answers.jsonl").read_text()
     assert not list((work / "runs" / "evals").glob("begun.*"))
