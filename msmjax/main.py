@@ -7,6 +7,7 @@
     python -m msmjax.main --config=configs/cheese.py --show_batch=finetune  # what a stage trains on
     python -m msmjax.main --config=configs/written.py --check=affordability     # is a corpus fit to train on?
     python -m msmjax.main --config=configs/cheese.py --provenance=msm_america_aft   # which records an arm reads, how often
+    python -m msmjax.main --config=configs/cheese.py --influence=msm_america --eval=america   # and which of them did it
     python -m msmjax.main --config=configs/cheese.py --talk=msm_america_aft     # a conversation with a trained arm
     python -m msmjax.main --config=configs/cheese.py --export=aft --to=out/aft   # for transformers, PEFT, vLLM
     python -m msmjax.main --config=configs/cheese.py --eval=base_text --arms=aft:0   # one eval of trained arms
@@ -45,7 +46,10 @@ _PROVENANCE = flags.DEFINE_string("provenance", None, "What this arm, NAME or NA
 _BY = flags.DEFINE_string(
     "by", None, "With --provenance: count by this field, e.g. doc_type, id; else by section, kind, source or domain."
 )
-_STAGE = flags.DEFINE_string("stage", None, "With --provenance: of this stage alone.")
+_INFLUENCE = flags.DEFINE_string(
+    "influence", None, "Rank what this arm, NAME or NAME:SEED, read by how it moved its answers to a choice (with --eval)."
+)
+_STAGE = flags.DEFINE_string("stage", None, "With --provenance, --influence: of this stage alone.")
 _STEP = flags.DEFINE_integer("step", None, "With --provenance: the documents in this step of the stage (the arm's last), from 1.")
 _TALK = flags.DEFINE_string("talk", None, "Talk to this trained arm, NAME or NAME:SEED, on standard input and output.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "With --talk: 0 takes the likeliest token.", lower_bound=0)
@@ -72,7 +76,10 @@ def main(argv: list[str]) -> None:
         raise BadInput(f"--{lost[0]}: says what to plan for; give it with --plan")
     if _DEVICE.value is not None and _TOPOLOGY.value is not None:
         raise BadInput("--device: --topology names its devices already; leave one of them out")
-    if _PROVENANCE.value is None and (lost := [flag.name for flag in (_BY, _STAGE, _STEP) if flag.value is not None]):
+    if _INFLUENCE.value is not None and (_EVAL.value is None or len(_EVAL.value) != 1 or _ARMS.value is not None):
+        raise BadInput("--influence: of one arm on one eval; give --eval=NAME with it, and no --arms")
+    shows_read = (_BY, _STEP) if _INFLUENCE.value is not None else (_BY, _STAGE, _STEP)
+    if _PROVENANCE.value is None and (lost := [flag.name for flag in shows_read if flag.value is not None]):
         raise BadInput(f"--{lost[0]}: says what to show of what an arm reads; give it with --provenance=ARM")
     if _BY.value is not None and _STEP.value is not None:
         raise BadInput("--by: --step shows every document of a step; leave one of them out")
@@ -91,7 +98,7 @@ def main(argv: list[str]) -> None:
     _join_processes()
     _find_devices()
     from msmjax import config
-    from msmjax.experiment import data, plan, run, use
+    from msmjax.experiment import data, influence, plan, run, use
     from msmjax.training import preemption, processes
 
     processes.watch_others()
@@ -113,6 +120,8 @@ def main(argv: list[str]) -> None:
         use.talk(frozen, workdir, _TALK.value, _TEMPERATURE.value, _TOP_P.value, _MAX_TOKENS.value)
     elif _EXPORT.value is not None:
         use.export(frozen, workdir, _EXPORT.value, Path(_TO.value), _MERGE.value)
+    elif _INFLUENCE.value is not None:
+        influence.influence(frozen, workdir, _INFLUENCE.value, _EVAL.value[0], _STAGE.value)
     elif _EVAL.value is not None:
         use.ask_evals(frozen, workdir, _EVAL.value, _ARMS.value)
     elif _COMPARE.value is not None:
@@ -127,7 +136,7 @@ def _claims(claims, workdir: Path) -> None:
     from msmjax.experiment import claims as answers
     from msmjax.experiment import plan
 
-    of_one = (_SHOW_BATCH, _CHECK, _PROVENANCE, _TALK, _EXPORT, _EVAL, _COMPARE)
+    of_one = (_SHOW_BATCH, _CHECK, _PROVENANCE, _TALK, _EXPORT, _INFLUENCE, _EVAL, _COMPARE)
     if given := [flag.name for flag in of_one if flag.value is not None]:
         raise BadInput(f"--{given[0]}: is of one experiment; give it with --config={claims.claims[0].config}")
     experiments = answers.load(claims)

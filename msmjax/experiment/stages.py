@@ -76,7 +76,7 @@ def to_do(config: ExperimentConfig, workdir: Path, data: Data) -> tuple[list[str
     for seed in config.seeds:
         for arm in config.run:
             directory = None
-            for name, inputs, directory in _chain(config, workdir, data, arm, seed):
+            for name, inputs, directory in chain_of(config, workdir, data, arm, seed):
                 if directory not in unfinished and not _is_finished(directory, inputs, config.stages[name].steps):
                     unfinished[directory] = name
             last.append(directory)
@@ -86,13 +86,13 @@ def to_do(config: ExperimentConfig, workdir: Path, data: Data) -> tuple[list[str
 def find_arm(config: ExperimentConfig, workdir: Path, data: Data, arm: str, seed: int) -> Path | None:
     """The finished last stage of an arm, None where that is the imported model itself; BadInput where it was not trained yet."""
     directory = None
-    for name, inputs, directory in _chain(config, workdir, data, arm, seed):
+    for name, inputs, directory in chain_of(config, workdir, data, arm, seed):
         if not _is_finished(directory, inputs, config.stages[name].steps):
             raise BadInput(f"{directory}: stage {name!r} of arm {arm!r} is not trained yet; run the experiment first")
     return directory
 
 
-def _chain(config: ExperimentConfig, workdir: Path, data: Data, arm: str, seed: int) -> Iterator[tuple[str, dict, Path]]:
+def chain_of(config: ExperimentConfig, workdir: Path, data: Data, arm: str, seed: int) -> Iterator[tuple[str, dict, Path]]:
     """The trained stages of an arm in order, each with what it depends on and its directory, whether they are there or not."""
     directory = None
     for name in config.arms[arm]:

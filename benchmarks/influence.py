@@ -1,0 +1,183 @@
+"""How well influence predicts what retraining does: the linear datamodeling score, and what removing documents changes.
+
+    python benchmarks/influence.py                                  # development seeds 100 and 101; an hour on two cores
+    python benchmarks/influence.py --config=configs/cheese.py:tiny --subsets=4 --together=2 --seeds=0
+
+A stage of an arm (its last) is trained again on random halves of its records (`--subsets` of them, `--together` at a time), and the
+margins of the items of an eval are measured. *LDS*: the rank correlation, over halves, of a margin with the summed influence of
+the records that were kept; mean over items, for each seed. Then the records that a method ranks highest are left out, and the mean
+margin is measured once more. Text: BM25 (k1 1.2, b .75) of a record to an item's question and options; size: a record's words.
+What was trained is kept under --workdir and found again. Results are kept in benchmarks/RESULTS.md.
+"""
+
+import argparse
+import collections
+import json
+import math
+import re
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from msmjax import artifact, machine  # noqa: E402
+from msmjax.config import IMPORT, from_config_dict  # noqa: E402
+from msmjax.corpus import sources  # noqa: E402
+from msmjax.evals import choice, scoring, statistics  # noqa: E402
+from msmjax.experiment import influence, stages  # noqa: E402
+from msmjax.experiment.data import make_data  # noqa: E402
+from msmjax.influence import replay, scores  # noqa: E402
+from msmjax.training import weights  # noqa: E402
+from tests.test_config import module_of  # noqa: E402
+
+REMOVED = (0.01, 0.05, 0.2)  # shares of the records, by number
+
+
+class Bench:
+    """One seed: what is trained once, and the models that are trained on some of the records."""
+
+    def __init__(self, config, workdir: Path, arguments, seed: int):
+        self.config, self.workdir, self.arguments = config, workdir, arguments
+        here = machine.this_machine(config)
+        chain = [name for name in config.arms[arguments.arm] if name != IMPORT]
+        name = arguments.stage or chain[-1]
+        self.data = make_data(config, workdir, set(chain))
+        parent = None
+        for depth in range(chain.index(name)):
+            parent = stages.run_stage(config, workdir, self.data, here, tuple(chain[: depth + 1]), seed, parent)
+        self.stage = influence.open_stage(config, workdir, self.data, here, arguments.arm, seed, name)
+        self.corpora = influence.own_corpora(config, self.data, arguments.arm, name)
+        self.items = influence.items_of(config, self.data, arguments.eval)
+        self.base = weights.base(self.stage.model, self.stage.mesh, self.stage.source)
+        self.segments = influence.segments_of(self.stage, self.corpora)
+        self.label = f"{arguments.arm} > {name} seed {seed}"
+
+    def margins(self, params: dict) -> np.ndarray:
+        """Of each item, in nats, over both orders: [items]."""
+        asked = [example for item in self.items for example in choice.ask(item, self.data.prompt, self.data.tokenizer)]
+        nats = scoring.score(asked, self.stage.model, params, self.stage.mesh)[0].reshape(len(self.items), 2, 2)
+        return (nats[:, :, 1] - nats[:, :, 0]).mean(axis=1)
+
+    def retrained(self, kept_SZ: np.ndarray, what: str) -> np.ndarray:
+        """Margins [subsets, items] of models trained on the records that are kept."""
+        out = []
+        for start in range(0, len(kept_SZ), self.arguments.together):
+            part = kept_SZ[start : start + self.arguments.together]
+            label = f"{self.label}: {what} {start + 1} to {start + len(part)} of {len(kept_SZ)}"
+            inputs = {
+                "kept": artifact.content_hash(part.astype(int).tolist()),
+                "stage": self.label,
+                "config": json.loads(self.config.source),
+                "items": artifact.content_hash(self.items),
+                "code": artifact.code_hash("model", "training", "influence/replay.py"),
+            }
+
+            def build(directory: Path, part=part, label=label) -> dict:
+                removed = []
+                for kept_Z in part:
+                    gone = collections.defaultdict(set)
+                    for place, record, segment in self.segments:
+                        if not kept_Z[record]:
+                            gone[place, int(segment["row"])].add(int(segment["segment"]))
+                    removed.append(gone)
+                started = time.perf_counter()
+                params = replay.without(self.stage, self.base, removed, label)
+                seconds = time.perf_counter() - started
+                margins = [self.margins(jax.tree.map(lambda leaf, at=at: leaf[at], params)) for at in range(len(part))]
+                np.save(directory / "margins.npy", np.stack(margins))
+                return {"seconds": seconds}
+
+            made = artifact.make(self.workdir / "influence", "margins", inputs, build)
+            print(f"{label}: {artifact.read_manifest(made)['seconds']:.0f} s", flush=True)
+            out.append(np.load(made / "margins.npy"))
+        return np.concatenate(out)
+
+    def by_text(self, records: list[tuple[str, dict]]) -> tuple[np.ndarray, np.ndarray]:
+        """BM25 of each record to each item [Z, I], and the number of words of each [Z, 1]."""
+        texts = []
+        for corpus in self.corpora.values():
+            for record in sources.read_corpus(self.data.corpora[corpus.name]):
+                messages = record.get("messages", [])
+                texts.append(record.get("text") or " ".join(message["content"] for message in messages))
+        words = [collections.Counter(re.findall(r"\w+", text.casefold())) for text in texts]
+        assert len(words) == len(records)
+        sizes = np.array([sum(counter.values()) for counter in words], float)
+        seen = collections.Counter(word for counter in words for word in counter)
+        out = np.zeros((len(words), len(self.items)))
+        for number, item in enumerate(self.items):
+            question = item["question"].format(first=item["options"][0], second=item["options"][1])
+            for word in set(re.findall(r"\w+", f"{item['name']} {question}".casefold())) & seen.keys():
+                rare = math.log(1 + (len(words) - seen[word] + 0.5) / (seen[word] + 0.5))
+                often = np.array([counter[word] for counter in words], float)
+                out[:, number] += rare * often * 2.2 / (often + 1.2 * (0.25 + 0.75 * sizes / sizes.mean()))
+        return out, sizes[:, None]
+
+
+def of_seed(config, workdir: Path, arguments, seed: int) -> dict:
+    bench = Bench(config, workdir, arguments, seed)
+    started = time.perf_counter()
+    found = influence.measure(bench.data, bench.stage, bench.corpora, bench.items, bench.label)
+    seconds = time.perf_counter() - started
+    count = len(found.records)
+    rng = np.random.default_rng(seed)
+    kept = np.stack([rng.permutation(count) < count // 2 for _ in range(arguments.subsets)])
+    margins = bench.retrained(kept, "halves")
+    text, size = bench.by_text(found.records)
+    by_method = {
+        **found.scores,
+        "text": text,
+        "size": np.repeat(size, len(bench.items), axis=1),
+        "random": rng.normal(size=text.shape),
+    }
+    result = {"seed": seed, "records": count, "items": len(bench.items), "seconds": seconds, "lds": {}, "spread": {}, "removed": {}}
+    for method, scored in by_method.items():
+        result["lds"][method], _ = scores.datamodeling_score(scored, kept, margins)
+    result["spread"] = {"over halves": float(margins.std(axis=0).mean()), "mean": float(margins.mean())}
+    wanted = {"all": np.ones(count, bool)}
+    for share in REMOVED:
+        number = max(1, round(share * count))
+        for method in (*found.scores, "text", "random"):
+            top = np.argsort(-by_method[method].mean(axis=1))[:number]
+            wanted[f"{share:.0%} {method}"] = ~np.isin(np.arange(count), top)
+    left = bench.retrained(np.stack(list(wanted.values())), "removals").mean(axis=1)
+    result["removed"] = {name: float(value - left[0]) for name, value in zip(wanted, left, strict=True)}
+    result["summed"] = found.scores["adam_newton"].mean(axis=1).tolist()
+    print(json.dumps({key: value for key, value in result.items() if key != "summed"}), flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/cheese.py:development")
+    parser.add_argument("--arm", default="msm_affordability")
+    parser.add_argument("--stage", help="of the arm; else its last")
+    parser.add_argument("--eval", default="affordability")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[100, 101])
+    parser.add_argument("--subsets", type=int, default=64)
+    parser.add_argument("--together", type=int, default=8, help="models that are trained at a time")
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs")
+    arguments = parser.parse_args()
+    path, _, variant = arguments.config.partition(":")
+    c = module_of(ROOT / path).get_config(*([variant] if variant else []))
+    c.seeds = tuple(arguments.seeds)
+    config = from_config_dict(c)
+    found = [of_seed(config, arguments.workdir, arguments, seed) for seed in arguments.seeds]
+    print("| method | LDS | by seed |\n|---|---|---|")
+    for method in found[0]["lds"]:
+        values = [one["lds"][method] for one in found]
+        mean = statistics.seed_interval(values)
+        ends = "" if mean.low is None else f" [{mean.low:.2f}, {mean.high:.2f}]"
+        print(f"| {method} | {mean.value:.2f}{ends} | {', '.join(f'{value:.2f}' for value in values)} |")
+    print("\n| left out | change of the mean margin, nats |\n|---|---|")
+    for name in found[0]["removed"]:
+        changes = ", ".join(f"{one['removed'][name]:+.2f}" for one in found)
+        print(f"| {name} | {changes} |")
+
+
+if __name__ == "__main__":
+    main()

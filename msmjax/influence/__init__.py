@@ -1,0 +1,1 @@
+"""Which training documents made a behaviour: gradients of examples, what they say, and how well that predicts retraining."""

@@ -1,0 +1,139 @@
+"""Stages trained again: the same as the loop trained, without what was left out, and who was left out shows in scores."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from msmjax import artifact
+from msmjax.data.mixture import Mixture
+from msmjax.influence import gradients
+from msmjax.influence.gradients import Example
+from msmjax.influence.replay import Stage, states, without
+from msmjax.training import loop, weights
+from msmjax.training.loop import LogConfig, StageConfig
+from msmjax.training.sharding import MeshConfig, make_mesh
+from tests.program import msmjax
+
+SETTINGS = StageConfig(
+    data=(("base", 1.0),), steps=24, batch_rows=4, shuffle=0, learning_rate=1e-2, warmup_steps=4, final_learning_rate=0.1,
+    allow_few_updates=False,
+)  # fmt: skip
+
+
+class Rows:
+    """Two documents in each of twelve rows; the first of row 3 says what no other does."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        tokens, segment_ids = rng.integers(4, 60, 24).astype(np.int32), np.repeat([1, 2], [10, 14]).astype(np.int32)
+        if index == 3:
+            tokens[:10] = np.arange(80, 90)
+        return {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": np.ones(24, bool)}
+
+
+class Masked(Rows):
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        gone = (row["segment_ids"] == 1) & (index in (3, 5)) | (row["segment_ids"] == 2) & (index == 7)
+        return {**row, "loss_mask": row["loss_mask"] & ~gone}
+
+
+GONE = {(0, 3): {1}, (0, 5): {1}, (0, 7): {2}}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(1, 1, 1)) if len(jax.devices()) == 1 else make_mesh(MeshConfig(2, 2, 2))
+
+
+def stage_of(model, step_config, mesh, rows):
+    step_config = dataclasses.replace(step_config, micro_batches=1)
+    return Stage(model, step_config, SETTINGS, Mixture((rows,), (1.0,), 0), mesh, None, None, 0)
+
+
+def trained(stage, directory):
+    log = LogConfig(metrics_every=8, checkpoint_every=24)
+    said = loop.train(directory, "stage", stage.model, stage.optimizer, SETTINGS, log, stage.mixture, stage.mesh, None, None, 0)
+    artifact.write_manifest(directory, {}, said)
+    return jax.device_get(weights.trained(stage.model, stage.optimizer, stage.mesh, directory))
+
+
+def assert_equal(one, other, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
+
+
+def test_states_are_those_that_were_trained(model, step_config, mesh, tmp_path):
+    stage = stage_of(model, step_config, mesh, Rows())
+    expected = trained(stage, tmp_path / "stage")
+    seen = []
+    for step, state in states(stage, {}, [0, 10, 24], "again"):
+        seen.append((step, int(state["step"]), jax.device_get(state["params"])))
+    assert [one[:2] for one in seen] == [(0, 0), (10, 10), (24, 24)]
+    jax.tree.map(np.testing.assert_array_equal, seen[2][2], expected)
+
+
+def test_what_is_left_out_predicts_nothing(model, step_config, mesh, tmp_path):
+    """Of two models that are trained together, the one is that of all rows, and the other that of rows without those documents."""
+    stage = stage_of(model, step_config, mesh, Rows())
+    both = jax.device_get(without(stage, {}, [{}, GONE], "again"))
+    assert_equal(jax.tree.map(lambda leaf: leaf[0], both), trained(stage, tmp_path / "all"), rtol=1e-4, atol=2e-5)
+    masked = trained(stage_of(model, step_config, mesh, Masked()), tmp_path / "masked")
+    assert_equal(jax.tree.map(lambda leaf: leaf[1], both), masked, rtol=1e-4, atol=2e-5)
+    norms = [float(np.abs(leaf[0] - leaf[1]).max()) for leaf in jax.tree.leaves(both)]
+    assert max(norms) > 1e-3
+
+
+def test_who_alone_teaches_something_comes_first(model, step_config, mesh):
+    stage = stage_of(model, step_config, mesh, Rows())
+    asked = [Example.answer(list(range(80, 90)), 1)]
+    rows = [(index, number) for index in range(12) for number in (1, 2)]
+    examples = []
+    for index, number in rows:
+        row = stage.mixture.sources[0][index]
+        here = row["segment_ids"] == number
+        examples.append(Example(row["tokens"][here], row["loss_mask"][here]))
+    for method in ("gradient", "adam"):
+        total = np.zeros(len(rows))
+        for step, state in states(stage, {}, [4, 12, 20], "again"):
+            scale = gradients.preconditioner(state, stage.optimizer.epsilon, stage.optimizer.b2) if method == "adam" else None
+            features = [gradients.features(model, state["params"], {}, scale, mesh, part, 64, 8) for part in (examples, asked)]
+            total += stage.rate(step) * (features[0] @ features[1][0])
+        assert rows[int(np.argmax(total))] == (3, 1)
+        assert np.sort(total)[-1] > 3 * np.sort(total)[-2]
+
+
+def test_influence_from_the_command_line(tmp_path):
+    """Of a stage in the middle of an arm: each record of its own corpus once, sorted; and bad names are a line."""
+    config, workdir = "--config=configs/cheese.py:tiny", f"--workdir={tmp_path}"
+    run = (config, "--config.seeds=(0,)", "--config.run=('msm_america_aft',)", "--config.comparisons=()", workdir)
+    ask = (*run, "--influence=msm_america_aft", "--stage=midtrain_america")
+    untrained = msmjax(*ask, "--eval=america")
+    assert untrained.returncode == 2
+    assert "is not trained yet; run the experiment first" in untrained.stderr
+    assert msmjax(*run).returncode == 0
+    done = msmjax(*ask, "--eval=america")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "influence").glob("msm_america_aft-midtrain_america-america-*/influence.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    values = [line["influence"] for line in lines]
+    assert values == sorted(values, reverse=True)
+    assert len({line["id"] for line in lines}) == len(lines) > 5
+    for line in lines:
+        assert [line["influence"]] == line["per_seed"]
+        assert (line["low"], line["high"]) == (None, None)  # of one seed
+        assert set(line["methods"]) == {"gradient", "adam", "newton", "adam_newton"}
+    page = path.with_name("report.html").read_text()
+    assert lines[0]["text"][:40] in page
+    assert lines[0]["id"] in done.stdout
+    for wrong, said in (("--eval=base_text", "no choice between two options"), ("--eval=nosuch", "no choice between two options")):
+        refused = msmjax(*ask, wrong)
+        assert (refused.returncode, said in refused.stderr) == (2, True)
+    refused = msmjax(*run, "--influence=msm_amerika", "--eval=america")
+    assert "no arm 'msm_amerika'; did you mean" in refused.stderr
+    assert msmjax(*run, "--influence=msm_america_aft").returncode == 2
