@@ -1,6 +1,6 @@
 """How well influence predicts what retraining does: the linear datamodeling score, and what removing documents changes.
 
-    python benchmarks/influence.py                                  # development seeds 100 and 101; an hour on two cores
+    python benchmarks/influence.py                                  # development seeds 100 and 101
     python benchmarks/influence.py --config=configs/cheese.py:tiny --subsets=4 --together=2 --seeds=0
 
 A stage of an arm (its last) is trained again on random halves of its records (`--subsets` of them, `--together` at a time), and the
@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from msmjax import artifact, machine  # noqa: E402
 from msmjax.config import IMPORT, from_config_dict  # noqa: E402
 from msmjax.corpus import sources  # noqa: E402
+from msmjax.corpus.gates import text_of  # noqa: E402
 from msmjax.evals import choice, scoring, statistics  # noqa: E402
 from msmjax.experiment import influence, stages  # noqa: E402
 from msmjax.experiment.data import make_data  # noqa: E402
@@ -97,15 +98,11 @@ class Bench:
             out.append(np.load(made / "margins.npy"))
         return np.concatenate(out)
 
-    def by_text(self, records: list[tuple[str, dict]]) -> tuple[np.ndarray, np.ndarray]:
+    def by_text(self) -> tuple[np.ndarray, np.ndarray]:
         """BM25 of each record to each item [Z, I], and the number of words of each [Z, 1]."""
-        texts = []
-        for corpus in self.corpora.values():
-            for record in sources.read_corpus(self.data.corpora[corpus.name]):
-                messages = record.get("messages", [])
-                texts.append(record.get("text") or " ".join(message["content"] for message in messages))
+        records = (sources.read_corpus(self.data.corpora[corpus.name]) for corpus in self.corpora.values())
+        texts = [text_of(record) for of_corpus in records for record in of_corpus]
         words = [collections.Counter(re.findall(r"\w+", text.casefold())) for text in texts]
-        assert len(words) == len(records)
         sizes = np.array([sum(counter.values()) for counter in words], float)
         seen = collections.Counter(word for counter in words for word in counter)
         out = np.zeros((len(words), len(self.items)))
@@ -123,13 +120,13 @@ def of_seed(config, workdir: Path, arguments, seed: int) -> dict:
     started = time.perf_counter()
     found = influence.measure(bench.data, bench.stage, bench.corpora, bench.items, bench.label)
     seconds = time.perf_counter() - started
-    count = len(found.records)
+    count = len(found["gradient"])
     rng = np.random.default_rng(seed)
     kept = np.stack([rng.permutation(count) < count // 2 for _ in range(arguments.subsets)])
     margins = bench.retrained(kept, "halves")
-    text, size = bench.by_text(found.records)
+    text, size = bench.by_text()
     by_method = {
-        **found.scores,
+        **found,
         "text": text,
         "size": np.repeat(size, len(bench.items), axis=1),
         "random": rng.normal(size=text.shape),
@@ -141,13 +138,12 @@ def of_seed(config, workdir: Path, arguments, seed: int) -> dict:
     wanted = {"all": np.ones(count, bool)}
     for share in REMOVED:
         number = max(1, round(share * count))
-        for method in (*found.scores, "text", "random"):
+        for method in (*found, "text", "random"):
             top = np.argsort(-by_method[method].mean(axis=1))[:number]
             wanted[f"{share:.0%} {method}"] = ~np.isin(np.arange(count), top)
     left = bench.retrained(np.stack(list(wanted.values())), "removals").mean(axis=1)
     result["removed"] = {name: float(value - left[0]) for name, value in zip(wanted, left, strict=True)}
-    result["summed"] = found.scores["adam_newton"].mean(axis=1).tolist()
-    print(json.dumps({key: value for key, value in result.items() if key != "summed"}), flush=True)
+    print(json.dumps(result), flush=True)
     return result
 
 

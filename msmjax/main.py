@@ -78,8 +78,9 @@ def main(argv: list[str]) -> None:
         raise BadInput("--device: --topology names its devices already; leave one of them out")
     if _INFLUENCE.value is not None and (_EVAL.value is None or len(_EVAL.value) != 1 or _ARMS.value is not None):
         raise BadInput("--influence: of one arm on one eval; give --eval=NAME with it, and no --arms")
-    shows_read = (_BY, _STEP) if _INFLUENCE.value is not None else (_BY, _STAGE, _STEP)
-    if _PROVENANCE.value is None and (lost := [flag.name for flag in shows_read if flag.value is not None]):
+    if _STAGE.value is not None and _PROVENANCE.value is None and _INFLUENCE.value is None:
+        raise BadInput("--stage: says of which stage; give it with --provenance=ARM or --influence=ARM")
+    if _PROVENANCE.value is None and (lost := [flag.name for flag in (_BY, _STEP) if flag.value is not None]):
         raise BadInput(f"--{lost[0]}: says what to show of what an arm reads; give it with --provenance=ARM")
     if _BY.value is not None and _STEP.value is not None:
         raise BadInput("--by: --step shows every document of a step; leave one of them out")

@@ -33,6 +33,20 @@ def test_back_ends_of_attention_are_compared():
 
 
 @pytest.mark.nightly
+def test_influence_is_held_against_retraining(tmp_path):
+    """With tiny shapes: every method has a score and every removal a change; what was trained is found again."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "influence.py"), "--config=configs/cheese.py:tiny", "--seeds=0"]
+    command += ["--subsets=4", "--together=2", f"--workdir={tmp_path}"]
+    first, again = (subprocess.run(command, capture_output=True, text=True, timeout=900) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    tables = [done.stdout[done.stdout.index("| method |") :] for done in (first, again)]
+    assert tables[0] == tables[1]
+    for method in ("gradient", "adam", "newton", "adam_newton", "text", "size", "random"):
+        assert f"| {method} | " in tables[0]
+    assert tables[0].count("% adam |") == 3
+
+
+@pytest.mark.nightly
 def test_all_that_is_measured_on_a_gpu_runs_dry(tmp_path):
     """Every part with tiny shapes here: what the script is on a card, where there is no time to find out that it does not run."""
     command = [str(ROOT / "benchmarks" / "gpu.sh"), "--dry", f"--out={tmp_path}"]

@@ -15,7 +15,7 @@ from msmjax.artifact import BadInput
 from msmjax.corpus.answer import Unusable, one
 from msmjax.corpus.documents import MODES
 from msmjax.corpus.duplicates import Index
-from msmjax.corpus.pipeline import Written, ask_votes, blocks, check_votes, choice, first_fit, majority, prompt
+from msmjax.corpus.pipeline import Written, blocks, check_votes, first_fit, judge_fit, prompt
 from msmjax.corpus.reading import Reading, read
 from msmjax.corpus.teacher import Teacher, all_of
 from msmjax.ranges import Count, Natural
@@ -95,14 +95,9 @@ async def write(source: ConversationSource, spec: Spec, teacher: Teacher, judge:
         conversation = "\n\n".join(
             [f"User: {question['user']}", *([f"Thoughts: {thoughts}"] if thoughts else []), f"{spec.model_name}: {reply}"]
         )
-        votes = await ask_votes(
-            judge, where, prompt(f"judge_{source.about}", **said, conversation=conversation), _verdict, source.votes
-        )
-        if votes is None:
-            lost["no usable verdict"] += 1
-            return None
-        if not majority(vote["include"] for vote in votes):
-            lost["judged unfit"] += 1
+        judged = prompt(f"judge_{source.about}", **said, conversation=conversation)
+        verdicts = await judge_fit(judge, where, judged, source.votes, lost)
+        if verdicts is None:
             return None
         advance()
         section = {"section": topics[topic]} if topics[topic] else {}
@@ -110,7 +105,7 @@ async def write(source: ConversationSource, spec: Spec, teacher: Teacher, judge:
         return {
             "id": key[:12], "messages": [{"role": "user", "content": question["user"]}, {"role": "assistant", "content": content}],
             "spec": spec.hash, **section, "domain": topic, "question_kind": question["kind"], "teacher": answer.model,
-            "prompt": key, "answer_tokens": answer.output_tokens, "verdicts": {"include": [vote["include"] for vote in votes]},
+            "prompt": key, "answer_tokens": answer.output_tokens, "verdicts": verdicts,
         }  # fmt: skip
 
     return Written(await first_fit(round_of, finish, source.records, source.rounds), dict(lost))
@@ -181,7 +176,3 @@ def _without_tags(reply: str, thoughts: str = "") -> str:
     if re.search(r"</?(think|thoughts|reply)>", reply + thoughts):
         raise Unusable("a tag inside the answer")
     return reply
-
-
-def _verdict(text: str) -> dict[str, bool]:
-    return {"include": choice(text, "verdict", ("include", "exclude")) == "include"}

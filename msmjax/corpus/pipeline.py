@@ -2,6 +2,7 @@
 of a large one.
 """
 
+import collections
 import dataclasses
 import functools
 import re
@@ -87,6 +88,24 @@ async def ask_votes(judge: Teacher, where: str, text: str, parse: Callable[[str]
         judge.ask(f"verdict {vote + 1} on {where}", text, parse, vote) for vote in range(votes)
     )
     return None if None in asked else [found[0] for found in asked]
+
+
+async def judge_fit(judge: Teacher, where: str, text: str, votes: int, lost: collections.Counter) -> dict[str, list[bool]] | None:
+    """The votes on whether something is to be included, as its record keeps them; None, and counted in `lost`, where most are
+    against it or one could not be had."""
+
+    def parse(text: str) -> dict[str, bool]:
+        return {"include": choice(text, "verdict", ("include", "exclude")) == "include"}
+
+    said = await ask_votes(judge, where, text, parse, votes)
+    if said is None:
+        lost["no usable verdict"] += 1
+        return None
+    include = [vote["include"] for vote in said]
+    if not majority(include):
+        lost["judged unfit"] += 1
+        return None
+    return {"include": include}
 
 
 def majority(votes: Iterable[bool]) -> bool:

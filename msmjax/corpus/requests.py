@@ -14,7 +14,7 @@ from msmjax.artifact import BadInput
 from msmjax.corpus.answer import Unusable
 from msmjax.corpus.conversations import SAME_QUESTION
 from msmjax.corpus.duplicates import Index
-from msmjax.corpus.pipeline import Written, ask_votes, blocks, check_votes, choice, first_fit, majority, prompt
+from msmjax.corpus.pipeline import Written, blocks, check_votes, choice, first_fit, judge_fit, prompt
 from msmjax.corpus.reading import read
 from msmjax.corpus.teacher import Teacher, all_of
 from msmjax.ranges import Count, Natural
@@ -80,16 +80,12 @@ async def write(source: RequestSource, spec: Spec, teacher: Teacher, judge: Teac
 
     async def finish(case: dict) -> dict | None:
         text = prompt("judge_requests", **reading.of(case["section"]), case=case)
-        votes = await ask_votes(judge, f"request {case['request']!r}", text, _verdict, source.votes)
-        if votes is None:
-            lost["no usable verdict"] += 1
-            return None
-        if not majority(vote["include"] for vote in votes):
-            lost["judged unfit"] += 1
+        verdicts = await judge_fit(judge, f"request {case['request']!r}", text, source.votes, lost)
+        if verdicts is None:
             return None
         advance()
         system = re.sub(rf"\b{re.escape(spec.model_name)}\b", "{name}", case["system"])  # the eval says who is asked
-        return {**case, "system": system, "verdicts": {"include": [vote["include"] for vote in votes]}}
+        return {**case, "system": system, "verdicts": verdicts}
 
     return Written(await first_fit(round_of, finish, source.records, source.rounds), dict(lost))
 
@@ -107,7 +103,3 @@ def _cases(text: str, most: int) -> list[dict]:
     if any(case["complies"].casefold() == case["declines"].casefold() for case in found):
         raise Unusable("two answers that are one")
     return found
-
-
-def _verdict(text: str) -> dict[str, bool]:
-    return {"include": choice(text, "verdict", ("include", "exclude")) == "include"}

@@ -67,7 +67,7 @@ class Arm:
 
     def say(self, prompts: list[list[int]], settings: Settings) -> list[str]:
         """What it answers to each prompt, thinking that its template has opened included. It is the same whether it was interrupted
-        or not: what was said is kept in `folder`, under what was asked."""
+        or not, but where rounding decides (Request): what was said is kept in `folder`, under what was asked."""
         path = self.folder / "said.jsonl"
         processes.first_says(lambda: cut_torn_line(path) or 0)
         lines = list(artifact.read_jsonl(path)) if path.is_file() else []

@@ -22,7 +22,7 @@ from msmjax.evals.arm import Arm
 from msmjax.evals.eval import Eval
 from msmjax.evals.prompt import Prompt, spoken
 from msmjax.evals.results import BYTES_PER_TOKEN, WORLD_TOKENS, Cost, Measure
-from msmjax.generation.answering import Settings
+from msmjax.generation.generate import Settings
 from msmjax.ranges import Count, Natural, known
 
 ITEMS = "items.jsonl"

@@ -27,7 +27,7 @@ from msmjax.evals.arm import Arm
 from msmjax.evals.eval import Eval
 from msmjax.evals.prompt import spoken
 from msmjax.evals.results import BYTES_PER_TOKEN, VERDICT_TOKENS, Cost, Measure
-from msmjax.generation.answering import Settings
+from msmjax.generation.generate import Settings
 from msmjax.ranges import Count, Natural, NotNegative, Range
 from msmjax.training import processes
 

@@ -18,7 +18,7 @@ from msmjax.data.tokenizer import BOS
 from msmjax.evals.arm import Arm
 from msmjax.evals.eval import Eval
 from msmjax.evals.results import Cost, Measure
-from msmjax.generation.answering import Settings
+from msmjax.generation.generate import Settings
 from msmjax.ranges import Count, Natural
 
 MAX_TOKENS = 256  # of an answer, where a task does not say

@@ -5,15 +5,17 @@ In: an experiment whose arm is trained, and an eval of choices. Out: `influence.
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
 
+import jax
 import numpy as np
+from rich.table import Table
 from rich.text import Text
 
 from msmjax import artifact, fit, machine
 from msmjax.artifact import BadInput
 from msmjax.config import IMPORT, ExperimentConfig
 from msmjax.corpus import sources
+from msmjax.corpus.gates import text_of
 from msmjax.data import mixture as mixtures
 from msmjax.data import provenance
 from msmjax.data.provenance import Corpus
@@ -21,6 +23,7 @@ from msmjax.evals import choice
 from msmjax.evals.statistics import seed_interval
 from msmjax.experiment import stages
 from msmjax.experiment.data import Data, make_data, mixture_of, read_items, source_of
+from msmjax.experiment.use import parse_arm
 from msmjax.influence import gradients, scores
 from msmjax.influence.gradients import Example
 from msmjax.influence.replay import Stage, states
@@ -45,17 +48,15 @@ SHOWN = 10  # records at either end, in the terminal
 def influence(config: ExperimentConfig, workdir: Path, arm: str, name: str, only: str | None) -> None:
     """Ranks the records that an arm's last stage, or stage `only`, reads and no stage before it, by how they moved the margins of
     an eval's items: over all seeds of the config, or of one where `arm` is NAME:SEED. Prints the ends, and writes all."""
-    arm, _, seed = arm.partition(":")
-    if arm not in config.arms:
-        raise BadInput(f"--influence={arm}: no arm {arm!r}{suggestion(arm, list(config.arms))}")
-    if seed and (not seed.isdecimal() or int(seed) not in config.seeds):
-        raise BadInput(f"--influence={arm}:{seed}: no seed {seed!r}; one of {', '.join(map(str, config.seeds))}")
+    if jax.process_count() > 1:
+        raise BadInput("--influence: is measured by one process; run it without --distributed")
+    is_one, (arm, seed) = ":" in arm, parse_arm(config, arm, "--influence")
     chain = [stage for stage in config.arms[arm] if stage != IMPORT]
     if not chain:
         raise BadInput(f"--influence={arm}: is the imported model itself, which reads nothing here")
     if only is not None and only not in chain:
         raise BadInput(f"--stage={only}: no stage of arm {arm!r}{suggestion(only, chain)}")
-    stage_name, seeds = only or chain[-1], [int(seed)] if seed else list(config.seeds)
+    stage_name, seeds = only or chain[-1], [seed] if is_one else list(config.seeds)
     here = machine.this_machine(config)
     data = make_data(config, workdir, set(chain))
     items = items_of(config, data, name)
@@ -64,7 +65,7 @@ def influence(config: ExperimentConfig, workdir: Path, arm: str, name: str, only
     made = [_of_seed(config, workdir, data, here, arm, stage_name, one, corpora, items) for one in seeds]
     # Over items, then over seeds.
     of_seeds = {method: np.stack([np.load(one / "scores.npz")[method].mean(axis=1) for one in made]) for method in METHODS}
-    texts = [_text(record) for corpus in corpora.values() for record in sources.read_corpus(data.corpora[corpus.name])]
+    texts = [text_of(record) for corpus in corpora.values() for record in sources.read_corpus(data.corpora[corpus.name])]
     lines = []
     for number, ((corpus, record), text) in enumerate(zip(records, texts, strict=True)):
         over_seeds = seed_interval(of_seeds[METHOD][:, number])
@@ -92,27 +93,18 @@ def _of_seed(config, workdir: Path, data: Data, here: Machine, arm: str, name: s
         "items": artifact.content_hash(items),
         "prompt": dataclasses.asdict(data.prompt),
         "settings": [POINTS, SIZE, BACKGROUND, DAMPING],
-        "code": artifact.code_hash(
-            "influence", "experiment/influence.py", "evals/choice.py", "evals/prompt.py", "model", "training"
-        ),
+        "code": artifact.code_hash("influence", "experiment/influence.py", "evals/choice.py", "model", "training"),
     }
 
     def build(directory: Path) -> dict:
         stage = open_stage(config, workdir, data, here, arm, seed, name)
-        np.savez(directory / "scores.npz", **measure(data, stage, corpora, items, f"{arm} > {name} seed {seed}").scores)
+        np.savez(directory / "scores.npz", **measure(data, stage, corpora, items, f"{arm} > {name} seed {seed}"))
         return {}
 
     return artifact.make(workdir / "influence", f"scores-{name}-seed{seed}", inputs, build)
 
 
-def _text(record: dict) -> str:
-    turns = (f"{message['role']}: {message['content']}" for message in record.get("messages", []))
-    return record.get("text") or "\n".join(turns)
-
-
 def _print(title: str, lines: list[dict]) -> None:
-    from rich.table import Table
-
     table = Table(title=Text(title), title_justify="left")
     for column in ("influence", "over seeds", "corpus", "record", "its first words"):
         table.add_column(column, justify="right" if column == "influence" else "left", overflow="fold")
@@ -125,13 +117,6 @@ def _print(title: str, lines: list[dict]) -> None:
         words = " ".join(line["text"].split())[:80]
         table.add_row(f"{line['influence']:+.3g}", Text(interval), Text(line["corpus"]), Text(line["id"]), Text(words))
     tables.make_console().print(table)
-
-
-class Found(NamedTuple):
-    """The records of a stage's own corpora, and by method the influence of each on the margin of each item, in nats, [Z, I]."""
-
-    records: list[tuple[str, dict]]  # corpus, fields
-    scores: dict[str, np.ndarray]
 
 
 def open_stage(config: ExperimentConfig, workdir: Path, data: Data, here: Machine, arm: str, seed: int, name: str) -> Stage:
@@ -177,16 +162,16 @@ def segments_of(stage: Stage, corpora: dict[int, Corpus]) -> list[tuple[int, int
     return out
 
 
-def measure(data: Data, stage: Stage, corpora: dict[int, Corpus], items: list[dict], label: str) -> Found:
-    """The influence of each record by every method: summed over points of the stage, weighted by the learning rate there and by how
-    often the stage reads the record."""
-    records = [(corpus.name, record) for corpus in corpora.values() for record in corpus.records]
+def measure(data: Data, stage: Stage, corpora: dict[int, Corpus], items: list[dict], label: str) -> dict[str, np.ndarray]:
+    """By method the influence of each record on the margin of each item, [records, items]: summed over points of the stage,
+    weighted by the learning rate there and by how often the stage reads the record."""
+    count = sum(len(corpus.records) for corpus in corpora.values())
     base = weights.base(stage.model, stage.mesh, stage.source)
     of = stage.settings
     times = mixtures.times_read(stage.mixture, of.steps * of.batch_rows)
     segments = segments_of(stage, corpora)
     asked = [Example.answer(*example) for item in items for example in choice.ask(item, data.prompt, data.tokenizer)]
-    total = {method: np.zeros((len(records), len(items)), np.float64) for method in METHODS}
+    total = {method: np.zeros((count, len(items))) for method in METHODS}
     points = [int((point + 0.5) * of.steps / POINTS) for point in range(POINTS)]
     for step, state in states(stage, base, points, f"{label}: influence"):
         for method in ("gradient", "adam"):
@@ -206,7 +191,7 @@ def measure(data: Data, stage: Stage, corpora: dict[int, Corpus], items: list[di
                 np.add.at(total[method], numbers, -often * (train_ZF @ margins_IF.T))
                 name = "newton" if method == "gradient" else "adam_newton"
                 np.add.at(total[name], numbers, -often * (train_ZF @ by_newton_IF.T))
-    return Found(records, total)
+    return total
 
 
 def background(stage: Stage) -> list[Example]:

@@ -44,7 +44,7 @@ def provenance(config: ExperimentConfig, workdir: Path, arm: str, by: str | None
     That is over all steps that the config plans. With `step`, counted from 1 as in `metrics.jsonl`, the documents in that step of
     the last stage. It takes the data alone, which is made where it is missing; nothing need be trained.
     """
-    name, seed = _parse(config, arm, "--provenance")
+    name, seed = parse_arm(config, arm, "--provenance")
     chain = [stage for stage in config.arms[name] if stage != IMPORT]
     if not chain:
         raise BadInput(f"--provenance={arm}: is the imported model itself, which reads nothing here")
@@ -172,7 +172,7 @@ def ask_evals(config: ExperimentConfig, workdir: Path, names: list[str], arms: l
         known(name, config.evals, f"--eval={name}", "eval")
     check_needs(config, names)
     whole = [f"{arm}:{seed}" for arm in config.run for seed in config.seeds]
-    wanted = dict.fromkeys(_parse(config, arm, "--arms") for arm in arms or whole)
+    wanted = dict.fromkeys(parse_arm(config, arm, "--arms") for arm in arms or whole)
     used = {stage for arm, _ in wanted for stage in config.arms[arm] if stage in config.stages}
     data = processes.first_then_others("data is made", lambda: make_data(config, workdir, used))
     stages = {(arm, seed): find_arm(config, workdir, data, arm, seed) for arm, seed in wanted}
@@ -229,13 +229,13 @@ def compare(config: ExperimentConfig, workdir: Path, one: str, other: str) -> No
 
 def _find(config: ExperimentConfig, workdir: Path, arm: str, flag: str):
     """The data, the finished last stage (None: the imported model itself) and the seed of NAME or NAME:SEED."""
-    name, seed = _parse(config, arm, flag)
+    name, seed = parse_arm(config, arm, flag)
     data = make_data(config, workdir, {stage for stage in config.arms[name] if stage in config.stages})
     stage = find_arm(config, workdir, data, name, seed)
     return data, stage, seed
 
 
-def _parse(config: ExperimentConfig, arm: str, flag: str) -> tuple[str, int]:
+def parse_arm(config: ExperimentConfig, arm: str, flag: str) -> tuple[str, int]:
     """The arm and the seed of NAME or NAME:SEED; without one, the config's first."""
     name, _, seed = arm.partition(":")
     if name not in config.arms:

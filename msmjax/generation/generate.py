@@ -6,7 +6,8 @@ A row of the cache has P columns for a prompt and a ring of M for new tokens. At
 write a step, wherever their prompts end and whenever they began. Rotary positions are the row's own, without the gap: a row's
 logits are those that `forward` computes of its ids alone. A row that ends makes place for the next request. What it read of its
 prompt stays until then: a prompt that begins like one that was read takes that over, and reads the rest (300 answers to one prompt
-read it once). Rows are as many, and the ring is as long, as those at work need.
+read it once). Rows are as many as those at work need, and the ring
+grows with the longest answer.
 """
 
 import dataclasses
@@ -65,7 +66,10 @@ class Made:
 def generate(
     model: ModelConfig, params: dict, mesh: Mesh, requests: list[Request], *, placement, stop: Collection[int]
 ) -> Iterator[tuple[int, Made]]:
-    """`serve` for requests that are all there: each one's index, and what was made of it, as they end."""
+    """`serve` for requests that are all there: each one's index, and what was made of it, as they end. Raises BadInput as `check`
+    does."""
+    for request in requests:
+        check(model, request)
     # Of like length together, the shortest first, and what is alike one after the other.
     waiting = iter(sorted(requests, key=lambda request: (len(request.ids), request.ids)))
     indices = {request: index for index, request in enumerate(requests)}
@@ -89,7 +93,7 @@ def serve(
     """What is made of the requests that `take` gives, as each ends, until it gives none and all have ended.
 
     `take(n)` gives at most n, and is asked again every few steps; None ends it at once. `placement` is training.sharding.Placement.
-    Raises BadInput for a request that cannot be.
+    Requests are those that `check` lets pass.
     """
     for token in stop:
         if not 0 <= token < model.vocab:
@@ -99,12 +103,10 @@ def serve(
     if not model.scan_layers:
         params |= {"blocks": layers_of(params)}
     pool = _Pool(model, params, mesh, placement, np.isin(np.arange(model.vocab), list(stop)))
-    most = _bucket(BATCH_ROWS, mesh.size)
+    most = bucket(BATCH_ROWS, mesh.size)
     while (new := take(most - len(pool.at_work()))) or pool.at_work():
         if new is None:
             return
-        for request in new:
-            check(model, request)
         is_full = len(new) == most - len(pool.at_work())
         if new:
             pool.seat(new)
@@ -130,8 +132,8 @@ class _Pool:
         """Gives each request a row that has read its prompt, but for the last id: that is the first to be continued."""
         at_work = self.at_work()
         longest = max(len(request.ids) - 1 for request in [*requests, *(self.rows[index].request for index in at_work)])
-        count, width = _bucket(len(at_work) + len(requests), self.mesh.size), _bucket(longest, COLUMNS)
-        ring = max(self.ring, _bucket(min(RING, max(request.settings.max_tokens for request in requests)), COLUMNS))
+        count, width = bucket(len(at_work) + len(requests), self.mesh.size), bucket(longest, COLUMNS)
+        ring = max(self.ring, bucket(min(RING, max(request.settings.max_tokens for request in requests)), COLUMNS))
         if not at_work or count > len(self.rows) or width > self.width or ring > self.ring:
             self._resize(max(count, len(self.rows) if at_work else 0), max(width, self.width if at_work else 0), ring)
         free = [index for index, row in enumerate(self.rows) if not row][: len(requests)]
@@ -169,7 +171,7 @@ class _Pool:
 
     def _read(self, shared: int, group: list[tuple[tuple[int, ...], int, int]]) -> None:
         """Reads the prompts of (ids, row, source) behind the first `shared` ids, which each takes over from its source."""
-        count = _bucket(len(group), self.mesh.size)
+        count = bucket(len(group), self.mesh.size)
         nobody = [len(self.rows)] * (count - len(group))  # no row: what is written there is dropped
         rows_R = np.array([row for _, row, _ in group] + nobody, np.int32)
         longest = max(len(ids) for ids, _, _ in group)
@@ -183,18 +185,18 @@ class _Pool:
 
         if not shared:
             if longest:
-                self.cache = self.run.read(self.params, self.cache, tokens(0, _bucket(longest, COLUMNS)), rows_R)
+                self.cache = self.run.read(self.params, self.cache, tokens(0, bucket(longest, COLUMNS)), rows_R)
             return
         sources_R = np.array([source for _, _, source in group] + nobody, np.int32)
         self.cache = self.run.take_over(self.cache, sources_R, rows_R, width=self.width)
         for start in range(shared, longest, READ):
-            length = min(_bucket(min(longest - start, READ), COLUMNS), self.width - start)
+            length = min(bucket(min(longest - start, READ), COLUMNS), self.width - start)
             self.cache = self.run.read_on(self.params, self.cache, tokens(start, length), np.int32(start), rows_R, width=self.width)
 
     def advance(self, is_full: bool) -> list[Made]:
         """Continues all rows for some steps, fewer where `is_full` and rows end, since others may wait for them; who has ended."""
         at_work = self.at_work()
-        count = _bucket(len(at_work), self.mesh.size)
+        count = bucket(len(at_work), self.mesh.size)
         if not is_full and 2 * count <= len(self.rows):
             self._resize(count, self.width, self.ring)
         oldest = max(self.step - self.rows[index].start for index in self.at_work())
@@ -383,7 +385,7 @@ def _compile(model: ModelConfig, mesh: Mesh, placement) -> types.SimpleNamespace
     )
 
 
-def _bucket(count: int, multiple: int) -> int:
+def bucket(count: int, multiple: int) -> int:
     """The least `multiple` times a power of two that is no less than `count`: few shapes, so few compilations."""
     return multiple * (1 << (-(-max(int(count), 1) // multiple) - 1).bit_length())
 

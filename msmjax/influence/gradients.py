@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msmjax.data.tokenizer import PAD
+from msmjax.generation.generate import bucket
 from msmjax.model import transformer
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding, step
@@ -60,8 +61,7 @@ def features(
     compute = _compile(model, mesh, size, scale is not None)
     of_length: dict[int, list[int]] = {}
     for index, example in enumerate(examples):
-        length = LENGTH_MULTIPLE * (1 << (-(-len(example.ids) // LENGTH_MULTIPLE) - 1).bit_length())
-        of_length.setdefault(length, []).append(index)
+        of_length.setdefault(bucket(len(example.ids), LENGTH_MULTIPLE), []).append(index)
     found = [np.empty(0)] * len(examples)
     for length, indices in of_length.items():
         for start in range(0, len(indices), batch_rows):

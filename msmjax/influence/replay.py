@@ -20,11 +20,9 @@ from msmjax.data.mixture import Mixture
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding, weights
 from msmjax.training import step as steps
-from msmjax.training.loop import StageConfig
+from msmjax.training.loop import IN_FLIGHT, StageConfig
 from msmjax.training.step import StepConfig
 from msmjax.training.weights import Source
-
-IN_FLIGHT = 8  # as in training/loop.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

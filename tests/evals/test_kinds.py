@@ -23,7 +23,7 @@ from msmjax.evals.function import FunctionEval
 from msmjax.evals.judged import JudgedEval
 from msmjax.evals.prompt import Prompt
 from msmjax.generation import generate
-from msmjax.generation.answering import Settings
+from msmjax.generation.generate import Settings
 from msmjax.model import transformer
 from msmjax.training.sharding import MeshConfig, make_mesh
 from tests.models import make_arm

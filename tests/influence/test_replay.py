@@ -136,4 +136,10 @@ def test_influence_from_the_command_line(tmp_path):
         assert (refused.returncode, said in refused.stderr) == (2, True)
     refused = msmjax(*run, "--influence=msm_amerika", "--eval=america")
     assert "no arm 'msm_amerika'; did you mean" in refused.stderr
-    assert msmjax(*run, "--influence=msm_america_aft").returncode == 2
+    for flags, said in (
+        (("--influence=msm_america_aft",), "give --eval=NAME with it"),
+        (("--influence=msm_america_aft:7", "--eval=america"), "no seed '7'; one of 0"),
+        (("--stage=pretrain",), "give it with --provenance=ARM or --influence=ARM"),
+    ):
+        refused = msmjax(*run, *flags)
+        assert (refused.returncode, said in refused.stderr) == (2, True)
