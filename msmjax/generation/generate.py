@@ -245,10 +245,9 @@ class _Pool:
             self.cache, self.new, self.logprobs = self.run.empty(self.params, count=count, width=width, ring=ring)
         else:
             rows_B = np.array(kept + [0] * (count - len(kept)), np.int32)
-            # The ring's last steps, each to its new column; where there was none, anything: no row is so old that it looks.
-            first = self.step - self.ring
-            steps_M = first + (np.arange(ring) - first) % ring
-            ring_M = np.where(steps_M < self.step, steps_M % max(self.ring, 1), 0)
+            # A ring is a power of two times the one before, so a step's column is that of its new one, modulo the old ring. Columns of
+            # steps that were not taken hold anything: no row is so old that it looks.
+            ring_M = np.arange(ring) % self.ring
             columns_S = np.concatenate([np.minimum(np.arange(width), self.width - 1), self.width + ring_M])
             moved = self.run.move(self.cache, self.new, self.logprobs, rows_B, columns_S.astype(np.int32), ring_M.astype(np.int32))
             self.cache, self.new, self.logprobs = moved

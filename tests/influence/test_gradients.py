@@ -136,3 +136,19 @@ def test_datamodeling_score_is_scipys_spearman():
     np.testing.assert_allclose(of_items, [*expected, 0.0], atol=1e-12)
     assert of_items[0] == pytest.approx(1.0)
     assert mean == pytest.approx(np.mean(of_items))
+
+
+def test_the_preconditioner_is_adams(model, step_config, examples):
+    """A step without momentum, decay and clipping is the gradient times its square, at the state that it leads to."""
+    plain = dataclasses.replace(step_config, b1=0.0, weight_decay=0.0, clip=float("inf"), micro_batches=1)
+    mesh, longest = mesh_of(1, 1, 1), examples[1]
+    batch = {"tokens": longest.ids[None], "segment_ids": np.ones((1, 40), np.int32), "loss_mask": longest.counts[None]}
+    state = steps.compile_init(model, plain, mesh)(jax.random.key(0))
+    before = jax.device_get(state["params"])
+    state, metrics = steps.compile_step(model, plain, mesh)(state, {}, batch, np.float32(0.25))
+    gradient = gradients.features(model, before, {}, None, mesh, [longest], WHOLE, 1)[0] / float(metrics["supervised_tokens"])
+    roots, moved = gradients.preconditioner(state, plain.epsilon, plain.b2), jax.tree.map(np.subtract, state["params"], before)
+    roots, moved = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (roots, moved))
+    sure = np.abs(gradient) > 1e-4  # below, the sign of a rounded gradient is chance
+    assert sure.mean() > 0.3
+    np.testing.assert_allclose(moved[sure], -0.25 * (roots**2 * gradient)[sure], rtol=0.02)

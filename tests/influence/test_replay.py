@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from msmjax import artifact
 from msmjax.data.mixture import Mixture
+from msmjax.data.provenance import Corpus
+from msmjax.experiment import influence
 from msmjax.influence import gradients
 from msmjax.influence.gradients import Example
 from msmjax.influence.replay import Stage, states, without
@@ -106,6 +109,31 @@ def test_who_alone_teaches_something_comes_first(model, step_config, mesh):
             total += stage.rate(step) * (features[0] @ features[1][0])
         assert rows[int(np.argmax(total))] == (3, 1)
         assert np.sort(total)[-1] > 3 * np.sort(total)[-2]
+
+
+def test_what_says_the_answer_raises_its_margin(model, step_config, mesh, monkeypatch):
+    """By every method: a document that is an answer raises the margin of its option, and one that is the other's lowers it."""
+    documents = [list(range(80, 90)), list(range(60, 70))]
+
+    class Answers(Rows):
+        def __getitem__(self, index):
+            row = super().__getitem__(index)
+            row["tokens"][:10] = documents[index] if index < 2 else row["tokens"][:10]
+            return row
+
+    segments = np.array(
+        [(row, number, 2 * row + number - 1) for row in range(12) for number in (1, 2)],
+        [("row", np.int64), ("segment", np.int64), ("record", np.int64)],
+    )
+    corpus = Corpus("own", [{"id": str(number)} for number in range(24)], segments)
+    monkeypatch.setattr(influence.choice, "ask", lambda item, *_: [(document, 1) for document in documents] * 2)
+    stage, data = stage_of(model, step_config, mesh, Answers()), types.SimpleNamespace(prompt=None, tokenizer=None)
+    found = influence.measure(data, stage, {0: corpus}, [{}], "here")
+    assert found.keys() == set(influence.METHODS)
+    for method, scored in found.items():
+        assert int(np.argmax(scored[:, 0])) == 0, method
+        assert int(np.argmin(scored[:, 0])) == 2, method
+        assert scored[0, 0] > 0 > scored[2, 0], method
 
 
 def test_influence_from_the_command_line(tmp_path):
