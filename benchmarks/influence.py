@@ -12,6 +12,7 @@ What was trained is kept under --workdir and found again. Results are kept in be
 
 import argparse
 import collections
+import itertools
 import json
 import math
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import scipy.stats
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,6 +31,7 @@ from msmjax import artifact, machine  # noqa: E402
 from msmjax.config import IMPORT, from_config_dict  # noqa: E402
 from msmjax.corpus import sources  # noqa: E402
 from msmjax.corpus.gates import text_of  # noqa: E402
+from msmjax.data import provenance  # noqa: E402
 from msmjax.evals import choice, scoring, statistics  # noqa: E402
 from msmjax.experiment import influence, stages  # noqa: E402
 from msmjax.experiment.data import make_data  # noqa: E402
@@ -44,9 +47,9 @@ class Bench:
 
     def __init__(self, config, workdir: Path, arguments, seed: int):
         self.config, self.workdir, self.arguments = config, workdir, arguments
-        here = machine.this_machine(config)
+        here = self.here = machine.this_machine(config)
         chain = [name for name in config.arms[arguments.arm] if name != IMPORT]
-        name = arguments.stage or chain[-1]
+        name = self.name = arguments.stage or chain[-1]
         self.data = make_data(config, workdir, set(chain))
         parent = None
         for depth in range(chain.index(name)):
@@ -56,7 +59,7 @@ class Bench:
         self.items = influence.items_of(config, self.data, arguments.eval)
         self.base = weights.base(self.stage.model, self.stage.mesh, self.stage.source)
         self.segments = influence.segments_of(self.stage, self.corpora)
-        self.label = f"{arguments.arm} > {name} seed {seed}"
+        self.seed, self.label = seed, f"{arguments.arm} > {name} seed {seed}"
 
     def margins(self, params: dict) -> np.ndarray:
         """Of each item, in nats, over both orders: [items]."""
@@ -64,9 +67,14 @@ class Bench:
         nats = scoring.score(asked, self.stage.model, params, self.stage.mesh)[0].reshape(len(self.items), 2, 2)
         return (nats[:, :, 1] - nats[:, :, 0]).mean(axis=1)
 
-    def retrained(self, kept_SZ: np.ndarray, what: str) -> np.ndarray:
-        """Margins [subsets, items] of models trained on the records that are kept."""
-        out = []
+    def scores(self) -> dict[str, np.ndarray]:
+        """Influence by method, [records, items]."""
+        of = self.config, self.workdir, self.data, self.here, self.arguments.arm, self.name, self.seed, self.corpora, self.items
+        return influence.of_seed(*of)
+
+    def retrained(self, kept_SZ: np.ndarray, what: str) -> tuple[np.ndarray, float]:
+        """Margins [subsets, items] of models trained on the records that are kept, and the seconds that a model took."""
+        out, taken = [], 0.0
         for start in range(0, len(kept_SZ), self.arguments.together):
             part = kept_SZ[start : start + self.arguments.together]
             label = f"{self.label}: {what} {start + 1} to {start + len(part)} of {len(kept_SZ)}"
@@ -94,9 +102,11 @@ class Bench:
                 return {"seconds": seconds}
 
             made = artifact.make(self.workdir / "influence", "margins", inputs, build)
-            print(f"{label}: {artifact.read_manifest(made)['seconds']:.0f} s", flush=True)
+            seconds = artifact.read_manifest(made)["seconds"]
+            taken += seconds
+            print(f"{label}: {seconds:.0f} s", flush=True)
             out.append(np.load(made / "margins.npy"))
-        return np.concatenate(out)
+        return np.concatenate(out), taken / len(kept_SZ)
 
     def by_text(self) -> tuple[np.ndarray, np.ndarray]:
         """BM25 of each record to each item [Z, I], and the number of words of each [Z, 1]."""
@@ -118,12 +128,13 @@ class Bench:
 def of_seed(config, workdir: Path, arguments, seed: int) -> dict:
     bench = Bench(config, workdir, arguments, seed)
     started = time.perf_counter()
-    found = influence.measure(bench.data, bench.stage, bench.corpora, bench.items, bench.label)
-    seconds = time.perf_counter() - started
+    found = bench.scores()
+    result = {"seed": seed, "items": len(bench.items), "seconds": {"influence": time.perf_counter() - started}}
     count = len(found["gradient"])
     rng = np.random.default_rng(seed)
     kept = np.stack([rng.permutation(count) < count // 2 for _ in range(arguments.subsets)])
-    margins = bench.retrained(kept, "halves")
+    margins, result["seconds"]["a model of several"] = bench.retrained(kept, "halves")
+    whole, result["seconds"]["a model alone"] = bench.retrained(np.ones((1, count), bool), "all")
     text, size = bench.by_text()
     by_method = {
         **found,
@@ -131,20 +142,46 @@ def of_seed(config, workdir: Path, arguments, seed: int) -> dict:
         "size": np.repeat(size, len(bench.items), axis=1),
         "random": rng.normal(size=text.shape),
     }
-    result = {"seed": seed, "records": count, "items": len(bench.items), "seconds": seconds, "lds": {}, "spread": {}, "removed": {}}
-    for method, scored in by_method.items():
-        result["lds"][method], _ = scores.datamodeling_score(scored, kept, margins)
-    result["spread"] = {"over halves": float(margins.std(axis=0).mean()), "mean": float(margins.mean())}
-    wanted = {"all": np.ones(count, bool)}
+    # A record that the stage never comes to has no influence, whatever its words.
+    is_read = found["gradient"].any(axis=1)
+    result |= {"records": count, "read": int(is_read.sum()), "margin": float(whole.mean())}
+    result["margins"] = {"halves": float(margins.mean()), "spread over halves": float(margins.std(axis=0).mean())}
+    result["lds"] = {
+        method: scores.datamodeling_score(scored * is_read[:, None], kept, margins)[0] for method, scored in by_method.items()
+    }
+    wanted = {}
     for share in REMOVED:
-        number = max(1, round(share * count))
+        number = max(1, round(share * is_read.sum()))
         for method in (*found, "text", "random"):
-            top = np.argsort(-by_method[method].mean(axis=1))[:number]
-            wanted[f"{share:.0%} {method}"] = ~np.isin(np.arange(count), top)
-    left = bench.retrained(np.stack(list(wanted.values())), "removals").mean(axis=1)
-    result["removed"] = {name: float(value - left[0]) for name, value in zip(wanted, left, strict=True)}
+            ranked = np.argsort(np.where(is_read, -by_method[method].mean(axis=1), np.inf))
+            wanted[f"{share:.0%} {method}"] = ~np.isin(np.arange(count), ranked[:number])
+    left = bench.retrained(np.stack(list(wanted.values())), "removals")[0].mean(axis=1)
+    result["removed"] = {name: float(value - whole.mean()) for name, value in zip(wanted, left, strict=True)}
+    result["sections"] = sections(bench, found)
     print(json.dumps(result), flush=True)
     return result
+
+
+def sections(bench: Bench, found: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """By method the influence of each section of the spec (or kind of record), summed over its records, mean over items."""
+    records = [record for corpus in bench.corpora.values() for record in corpus.records]
+    names = [provenance.show(record.get("section", record.get("kind"))) for record in records]
+    out = {}
+    for method, scored in found.items():
+        summed = collections.Counter()
+        for name, value in zip(names, scored.mean(axis=1), strict=True):
+            summed[name] += float(value)
+        out[method] = dict(summed)
+    return out
+
+
+def agreement(found: list[dict], method: str) -> list[float]:
+    """Spearman's rank correlation of the influence of sections, for each pair of seeds."""
+    out = []
+    for one, other in itertools.combinations([seed["sections"][method] for seed in found], 2):
+        values = [(one[name], other[name]) for name in one if name in other]
+        out.append(float(scipy.stats.spearmanr(*zip(*values, strict=True)).statistic))
+    return out
 
 
 def main() -> None:
@@ -173,6 +210,17 @@ def main() -> None:
     for name in found[0]["removed"]:
         changes = ", ".join(f"{one['removed'][name]:+.2f}" for one in found)
         print(f"| {name} | {changes} |")
+    print("\nSections, rank correlation between seeds:", end=" ")
+    print(", ".join(f"{method} {np.round(agreement(found, method), 2).tolist()}" for method in influence.METHODS))
+    print("\n| seed | records, of them read | margin | of halves | its spread | influence, s | a model, s: alone, of several |")
+    print("|---|---|---|---|---|---|---|")
+    for one in found:
+        half, spread = one["margins"].values()
+        taken, together, alone = one["seconds"].values()
+        print(
+            f"| {one['seed']} | {one['records']}, {one['read']} | {one['margin']:.2f} | {half:.2f} | {spread:.2f} | {taken:.0f} "
+            f"| {alone:.0f}, {together:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from msmjax.data.rows import TOO_LONG
 from msmjax.evals import kinds
 from msmjax.evals.eval import Eval
 from msmjax.evals.results import Measure
+from msmjax.influence.gradients import InfluenceConfig
 from msmjax.model import huggingface_config
 from msmjax.model.transformer import ModelConfig
 from msmjax.ranges import Count, Natural, NotNegative, Range, suggestion
@@ -131,6 +132,7 @@ class ExperimentConfig:
     log: LogConfig
     evals: dict[str, Eval]
     prompt: PromptConfig
+    influence: InfluenceConfig
     headline: tuple[str, ...]  # evals of the headline figure, as the report names them; () is all but bits per byte
     source: str  # the ConfigDict as JSON, for the report and the run's name
 
@@ -272,6 +274,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
         log=_make(LogConfig, top["log"], "log"),
         evals=evals,
         prompt=prompt,
+        influence=_make(InfluenceConfig, top["influence"], "influence"),
         headline=headline,
         source=json.dumps(config.to_dict(), sort_keys=True, indent=1),
     )

@@ -76,7 +76,11 @@ def main(argv: list[str]) -> None:
         raise BadInput(f"--{lost[0]}: says what to plan for; give it with --plan")
     if _DEVICE.value is not None and _TOPOLOGY.value is not None:
         raise BadInput("--device: --topology names its devices already; leave one of them out")
-    if _INFLUENCE.value is not None and (_EVAL.value is None or len(_EVAL.value) != 1 or _ARMS.value is not None):
+    if (
+        _INFLUENCE.value is not None
+        and not _PLAN.value
+        and (_EVAL.value is None or len(_EVAL.value) != 1 or _ARMS.value is not None)
+    ):
         raise BadInput("--influence: of one arm on one eval; give --eval=NAME with it, and no --arms")
     if _STAGE.value is not None and _PROVENANCE.value is None and _INFLUENCE.value is None:
         raise BadInput("--stage: says of which stage; give it with --provenance=ARM or --influence=ARM")
@@ -110,7 +114,7 @@ def main(argv: list[str]) -> None:
         return processes.leave(0)
     frozen = config.from_config_dict(_CONFIG.value)
     if _PLAN.value:
-        plan.plan(frozen, workdir, _DEVICE.value, _TOPOLOGY.value, _PRICE.value)
+        plan.plan(frozen, workdir, _DEVICE.value, _TOPOLOGY.value, _PRICE.value, _INFLUENCE.value, _STAGE.value)
     elif _SHOW_BATCH.value is not None:
         data.show_batch(frozen, workdir, _SHOW_BATCH.value)
     elif _CHECK.value is not None:

@@ -4,12 +4,14 @@ In: an experiment whose arm is trained, and an eval of choices. Out: `influence.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 
 from msmjax import artifact, fit, machine
 from msmjax.artifact import BadInput
@@ -25,7 +27,7 @@ from msmjax.experiment import stages
 from msmjax.experiment.data import Data, make_data, mixture_of, read_items, source_of
 from msmjax.experiment.use import parse_arm
 from msmjax.influence import gradients, scores
-from msmjax.influence.gradients import Example
+from msmjax.influence.gradients import Example, InfluenceConfig
 from msmjax.influence.replay import Stage, states
 from msmjax.machine import Machine
 from msmjax.model import attention
@@ -34,13 +36,8 @@ from msmjax.report import influence as page
 from msmjax.report import table as tables
 from msmjax.training import weights
 
-ITEMS = 64  # of an eval, that are looked at
-POINTS = 4  # of a stage, at which gradients are taken: in the middle of as many equal parts
-SIZE = 256  # numbers of each matrix of each layer
-ROWS = 32  # gradients that exist at a time
-BACKGROUND = 512  # examples of all that a stage reads, of which the Gauss-Newton matrix is
-DAMPING = 0.1
-METHODS = ("gradient", "adam", "newton", "adam_newton")
+METHODS = {"gradient": 0, "adam": 1, "newton": 0, "adam_newton": 1}  # and which of a document's features each takes
+AT_A_TIME = 8  # batches of examples whose features exist at a time
 METHOD = "adam"  # what the page is sorted by
 SHOWN = 10  # records at either end, in the terminal
 
@@ -50,21 +47,17 @@ def influence(config: ExperimentConfig, workdir: Path, arm: str, name: str, only
     an eval's items: over all seeds of the config, or of one where `arm` is NAME:SEED. Prints the ends, and writes all."""
     if jax.process_count() > 1:
         raise BadInput("--influence: is measured by one process; run it without --distributed")
-    is_one, (arm, seed) = ":" in arm, parse_arm(config, arm, "--influence")
-    chain = [stage for stage in config.arms[arm] if stage != IMPORT]
-    if not chain:
-        raise BadInput(f"--influence={arm}: is the imported model itself, which reads nothing here")
-    if only is not None and only not in chain:
-        raise BadInput(f"--stage={only}: no stage of arm {arm!r}{suggestion(only, chain)}")
-    stage_name, seeds = only or chain[-1], [seed] if is_one else list(config.seeds)
+    arm, stage_name, seeds = stage_of(config, arm, only)
     here = machine.this_machine(config)
-    data = make_data(config, workdir, set(chain))
+    data = make_data(config, workdir, set(config.arms[arm]) - {IMPORT})
     items = items_of(config, data, name)
     corpora = own_corpora(config, data, arm, stage_name)
     records = [(corpus.name, record) for corpus in corpora.values() for record in corpus.records]
-    made = [_of_seed(config, workdir, data, here, arm, stage_name, one, corpora, items) for one in seeds]
+    for one in seeds:
+        stages.find_arm(config, workdir, data, arm, one)  # refuses an arm that is not trained
+    made = [of_seed(config, workdir, data, here, arm, stage_name, one, corpora, items) for one in seeds]
     # Over items, then over seeds.
-    of_seeds = {method: np.stack([np.load(one / "scores.npz")[method].mean(axis=1) for one in made]) for method in METHODS}
+    of_seeds = {method: np.stack([scored[method].mean(axis=1) for scored in made]) for method in METHODS}
     texts = [text_of(record) for corpus in corpora.values() for record in sources.read_corpus(data.corpora[corpus.name])]
     lines = []
     for number, ((corpus, record), text) in enumerate(zip(records, texts, strict=True)):
@@ -74,7 +67,7 @@ def influence(config: ExperimentConfig, workdir: Path, arm: str, name: str, only
         per_seed = of_seeds[METHOD][:, number].tolist()
         lines.append({"corpus": corpus, **record, **ends, "per_seed": per_seed, "methods": others, "text": text})
     lines.sort(key=lambda line: -line["influence"])
-    directory = workdir / "influence" / f"{arm}-{stage_name}-{name}-{artifact.content_hash([one.name for one in made])}"
+    directory = workdir / "influence" / f"{arm}-{stage_name}-{name}-{artifact.content_hash(lines)}"
     directory.mkdir(parents=True, exist_ok=True)
     artifact.write_jsonl(directory / "influence.jsonl", lines)
     title = f"{arm}, stage {stage_name}, seeds {', '.join(map(str, seeds))}: influence on {name}"
@@ -83,25 +76,45 @@ def influence(config: ExperimentConfig, workdir: Path, arm: str, name: str, only
     print(f"report: {directory / 'report.html'}")
 
 
-def _of_seed(config, workdir: Path, data: Data, here: Machine, arm: str, name: str, seed: int, corpora, items) -> Path:
-    """The artifact of the scores of one seed, measured now unless it was before."""
+def stage_of(config: ExperimentConfig, arm: str, only: str | None) -> tuple[str, str, list[int]]:
+    """The arm, the stage and the seeds that `--influence` and `--stage` name. Raises BadInput for names that are none."""
+    is_one, (arm, seed) = ":" in arm, parse_arm(config, arm, "--influence")
+    chain = [stage for stage in config.arms[arm] if stage != IMPORT]
+    if not chain:
+        raise BadInput(f"--influence={arm}: is the imported model itself, which reads nothing here")
+    if only is not None and only not in chain:
+        raise BadInput(f"--stage={only}: no stage of arm {arm!r}{suggestion(only, chain)}")
+    return arm, only or chain[-1], [seed] if is_one else list(config.seeds)
+
+
+def of_seed(
+    config, workdir: Path, data: Data, here: Machine, arm: str, name: str, seed: int, corpora, items
+) -> dict[str, np.ndarray]:
+    """By method the influence of each record on the margin of each item, [records, items], on one seed: the sum over points of the
+    stage. Each point is kept once it is measured, and found again."""
     chain = {one: directory for one, _, directory in stages.chain_of(config, workdir, data, arm, seed)}
-    stages.find_arm(config, workdir, data, arm, seed)  # refuses an arm that is not trained
     inputs = {
         "stage": chain[name].name,
         "corpora": [corpus.name for corpus in corpora.values()],
         "items": artifact.content_hash(items),
         "prompt": dataclasses.asdict(data.prompt),
-        "settings": [POINTS, SIZE, BACKGROUND, DAMPING],
+        "settings": dataclasses.asdict(config.influence),
         "code": artifact.code_hash("influence", "experiment/influence.py", "evals/choice.py", "model", "training"),
     }
+    parent, label = workdir / "influence", f"scores-{name}-seed{seed}"
+    stage = open_stage(config, workdir, data, here, arm, seed, name)
+    inputs_of = {step: {**inputs, "point": step} for step in points(stage, config.influence)}
+    missing = [step for step, own in inputs_of.items() if not (artifact.path(parent, label, own) / artifact.MANIFEST).exists()]
+    measured = measure(data, stage, corpora, items, missing, config.influence, f"{arm} > {name} seed {seed}") if missing else ()
+    for step, scored in measured:
 
-    def build(directory: Path) -> dict:
-        stage = open_stage(config, workdir, data, here, arm, seed, name)
-        np.savez(directory / "scores.npz", **measure(data, stage, corpora, items, f"{arm} > {name} seed {seed}"))
-        return {}
+        def build(directory: Path, scored=scored) -> dict:
+            np.savez(directory / "scores.npz", **scored)
+            return {}
 
-    return artifact.make(workdir / "influence", f"scores-{name}-seed{seed}", inputs, build)
+        artifact.make(parent, label, inputs_of[step], build)
+    made = [np.load(artifact.path(parent, label, own) / "scores.npz") for own in inputs_of.values()]
+    return {method: sum(of_point[method] for of_point in made) for method in METHODS}
 
 
 def _print(title: str, lines: list[dict]) -> None:
@@ -131,26 +144,30 @@ def open_stage(config: ExperimentConfig, workdir: Path, data: Data, here: Machin
     return Stage(fitted.model, fitted.optimizer, settings, mixture, here.mesh, source_of(config), parent, seed)
 
 
-def own_corpora(config: ExperimentConfig, data: Data, arm: str, name: str) -> dict[int, Corpus]:
-    """What a stage reads that no stage before it in the arm does, by its place in the mixture."""
+def own_places(config: ExperimentConfig, arm: str, name: str) -> list[int]:
+    """Of what a stage reads, the places in its mixture of the corpora that no stage before it in the arm reads."""
     chain = [stage for stage in config.arms[arm] if stage != IMPORT]
     before = {corpus for stage in chain[: chain.index(name)] for corpus, _ in config.stages[stage].data}
-    return {
-        place: provenance.open_corpus(corpus, data.rows[corpus], data.corpora[corpus])
-        for place, (corpus, _) in enumerate(config.stages[name].data)
-        if corpus not in before
-    }
+    return [place for place, (corpus, _) in enumerate(config.stages[name].data) if corpus not in before]
+
+
+def own_corpora(config: ExperimentConfig, data: Data, arm: str, name: str) -> dict[int, Corpus]:
+    """Those corpora, by their places."""
+    names = {place: config.stages[name].data[place][0] for place in own_places(config, arm, name)}
+    return {place: provenance.open_corpus(one, data.rows[one], data.corpora[one]) for place, one in names.items()}
 
 
 def items_of(config: ExperimentConfig, data: Data, name: str) -> list[dict]:
-    """Up to ITEMS of the items of an eval of choices, evenly over the file. Raises BadInput for an eval of another kind."""
+    """Up to `config.influence.items` of the items of an eval of choices, evenly over the file. Raises BadInput for another kind."""
     of_kind = [key for key, one in config.evals.items() if isinstance(one, choice.MicroworldEval | choice.ChoiceEval)]
     all_of = [item for items in read_items({key: data.items[key] for key in of_kind}).values() for item in items or []]
     found = [item for item in all_of if item["eval"] == name]
     if not found:
         names = ", ".join(dict.fromkeys(item["eval"] for item in all_of))
         raise BadInput(f"--eval={name}: no choice between two options; one of {names or '(the config has none)'}")
-    return [found[index] for index in np.unique(np.linspace(0, len(found) - 1, min(ITEMS, len(found))).astype(int))]
+    return [
+        found[index] for index in np.unique(np.linspace(0, len(found) - 1, min(config.influence.items, len(found))).astype(int))
+    ]
 
 
 def segments_of(stage: Stage, corpora: dict[int, Corpus]) -> list[tuple[int, int, np.void]]:
@@ -162,43 +179,60 @@ def segments_of(stage: Stage, corpora: dict[int, Corpus]) -> list[tuple[int, int
     return out
 
 
-def measure(data: Data, stage: Stage, corpora: dict[int, Corpus], items: list[dict], label: str) -> dict[str, np.ndarray]:
-    """By method the influence of each record on the margin of each item, [records, items]: summed over points of the stage,
-    weighted by the learning rate there and by how often the stage reads the record."""
+def points(stage: Stage, settings: InfluenceConfig) -> list[int]:
+    """Steps of the stage: the middles of as many equal parts."""
+    return [int((point + 0.5) * stage.settings.steps / settings.points) for point in range(settings.points)]
+
+
+def measure(
+    data: Data,
+    stage: Stage,
+    corpora: dict[int, Corpus],
+    items: list[dict],
+    wanted: list[int],
+    settings: InfluenceConfig,
+    label: str,
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """For each of the points `wanted` by method the influence of each record on the margin of each item, [records, items]: weighted
+    by the learning rate there and by how often the stage reads the record."""
     count = sum(len(corpus.records) for corpus in corpora.values())
     base = weights.base(stage.model, stage.mesh, stage.source)
     of = stage.settings
     times = mixtures.times_read(stage.mixture, of.steps * of.batch_rows)
-    segments = segments_of(stage, corpora)
+    segments = [one for one in segments_of(stage, corpora) if times[one[0]][one[2]["row"]]]
     asked = [Example.answer(*example) for item in items for example in choice.ask(item, data.prompt, data.tokenizer)]
-    total = {method: np.zeros((count, len(items))) for method in METHODS}
-    points = [int((point + 0.5) * of.steps / POINTS) for point in range(POINTS)]
-    for step, state in states(stage, base, points, f"{label}: influence"):
-        for method in ("gradient", "adam"):
-            scale = gradients.preconditioner(state, stage.optimizer.epsilon, stage.optimizer.b2) if method == "adam" else None
+    all_of = background(stage, settings.background)
+    for step, state in states(stage, base, wanted, f"{label}: training again"):
+        scales = None, gradients.preconditioner(state, stage.optimizer.epsilon, stage.optimizer.b2)
 
-            def features(examples: list[Example], state=state, scale=scale) -> np.ndarray:
-                return gradients.features(stage.model, state["params"], base, scale, stage.mesh, examples, SIZE, ROWS)
+        def features(examples: list[Example], state=state, scales=scales) -> np.ndarray:
+            params, mesh = state["params"], stage.mesh
+            return gradients.features(stage.model, params, base, scales, mesh, examples, settings.size, settings.rows)
 
-            nats = features(asked).reshape(len(items), 2, 2, -1)  # item, order, option
-            margins_IF = (nats[:, :, 1] - nats[:, :, 0]).mean(axis=1)
-            by_newton_IF = scores.newton(margins_IF, features(background(stage)), DAMPING)
-            for start in range(0, len(segments), 32 * ROWS):
-                part = segments[start : start + 32 * ROWS]
-                train_ZF = features([_example(stage, place, segment) for place, _, segment in part])
+        nats = features(asked).reshape(len(scales), len(items), 2, 2, -1)  # item, order, option
+        plain, adam = (nats[:, :, :, 1] - nats[:, :, :, 0]).mean(axis=2)
+        pairs = zip((plain, adam), features(all_of), strict=True)
+        by_newton = [scores.newton(margins_IF, examples_NF, settings.damping) for margins_IF, examples_NF in pairs]
+        directions = dict(zip(METHODS, (plain, adam, *by_newton), strict=True))
+        total = {method: np.zeros((count, len(items))) for method in METHODS}
+        with tqdm(total=len(segments), desc=f"{label}: step {step}", unit="document", leave=False, disable=None) as bar:
+            for start in range(0, len(segments), AT_A_TIME * settings.rows):
+                part = segments[start : start + AT_A_TIME * settings.rows]
+                train = features([_example(stage, place, segment) for place, _, segment in part])
                 often = np.array([times[place][segment["row"]] for place, _, segment in part])[:, None] * stage.rate(step)
                 numbers = [record for _, record, _ in part]
-                np.add.at(total[method], numbers, -often * (train_ZF @ margins_IF.T))
-                name = "newton" if method == "gradient" else "adam_newton"
-                np.add.at(total[name], numbers, -often * (train_ZF @ by_newton_IF.T))
-    return total
+                for method, margins_IF in directions.items():
+                    of_scale = train[METHODS[method]]
+                    np.add.at(total[method], numbers, -often * (of_scale @ margins_IF.T))
+                bar.update(len(part))
+        yield step, total
 
 
-def background(stage: Stage) -> list[Example]:
-    """Segments of the rows of the stage, one of each of BACKGROUND rows that are spread over it."""
+def background(stage: Stage, count: int) -> list[Example]:
+    """Segments of the rows of the stage, one of each of `count` rows that are spread over it."""
     rows = stage.settings.steps * stage.settings.batch_rows
     rng, out = np.random.default_rng(0), []
-    for index in np.linspace(0, rows - 1, min(rows, BACKGROUND)).astype(int):
+    for index in np.linspace(0, rows - 1, min(rows, count)).astype(int):
         place, row = mixtures.locate(stage.mixture, int(index))
         arrays = stage.mixture.sources[place][row]
         trained = np.unique(arrays["segment_ids"][arrays["loss_mask"]])

@@ -22,8 +22,9 @@ from msmjax.data import chat, show
 from msmjax.data.huggingface import open_tokenizer
 from msmjax.evals import scoring
 from msmjax.evals.results import RANGES, Cost
-from msmjax.experiment import power
+from msmjax.experiment import influence, power
 from msmjax.experiment.power import Smallest
+from msmjax.influence import gradients
 from msmjax.machine import GIB, Machine
 from msmjax.model import lora, transformer
 from msmjax.report import findings, inference, table
@@ -50,10 +51,16 @@ class DoesNotFit(Exception):
 
 
 def plan(
-    config: ExperimentConfig, workdir: Path, device: str | None = None, topology: str | None = None, price: float | None = None
+    config: ExperimentConfig,
+    workdir: Path,
+    device: str | None = None,
+    topology: str | None = None,
+    price: float | None = None,
+    arm: str | None = None,
+    only: str | None = None,
 ) -> None:
     """Prints the stages of an experiment, what they take and what its comparisons could show; runs none of them. `price` is dollars
-    per device-hour."""
+    per device-hour. With `arm`, what it takes to measure influence in it (in its stage `only`), and nothing else."""
     from rich.table import Table
 
     if topology is not None:
@@ -62,6 +69,10 @@ def plan(
         there = machine.devices_of(config, device)
     else:
         there = measured(config, machine.this_machine(config))
+    if arm is not None:
+        for line in influence_cost(config, arm, only, there, price):
+            print(line)
+        return
     used = dict.fromkeys(name for arm in config.run for name in config.arms[arm] if name != IMPORT)
     stages = {name: fit.fit(config, config.stages[name], there) for name in used}
     params, optimizer = fit.state_bytes(config.model, config.optimizer, there.mesh)
@@ -132,6 +143,39 @@ def plan(
         say(f"warning: evals: do not fit by this estimate: {needed} of {has}; use more devices")
     if config.weights:
         print_first_chat(config, stages)
+
+
+def influence_cost(config: ExperimentConfig, arm: str, only: str | None, there: Machine, price: float | None) -> list[str]:
+    """What it takes to measure influence in an arm, at most: where documents fill the rows that the stage reads of them."""
+    arm, name, seeds = influence.stage_of(config, arm, only)
+    settings, stage, mesh = config.influence, config.stages[name], there.mesh
+    said = fit.fit(config, stage, there)
+    shares = dict(stage.data[place] for place in influence.own_places(config, arm, name))
+    documents = sum(shares.values()) * stage.steps * stage.batch_rows * config.row_length
+    others = (settings.background + 4 * settings.items) * config.row_length
+    of_gradients = settings.points * (documents + others) * fit.flops_per_token(said.model, config.row_length)
+    seconds = {
+        "training again": (1 - 1 / (2 * settings.points)) * stage.steps * step_seconds(said, name, there),
+        "gradients": of_gradients / (there.flops * mesh.size),
+    }
+    hours = len(seeds) * sum(seconds.values()) / 3600 * mesh.size
+    rows = gradients.rows_at_a_time(settings.rows, mesh)
+    at_once = dataclasses.replace(said, optimizer=dataclasses.replace(said.optimizer, micro_batches=1))
+    trained = transformer.count_adapter(said.model) if said.model.lora_rank else transformer.count_params(said.model)
+    single = 4 * trained * fit.rows_on_device(at_once, dataclasses.replace(stage, batch_rows=rows), mesh)
+    held = sum(fit.state_bytes(said.model, said.optimizer, mesh)) + single
+    held += fit.activation_bytes(at_once, dataclasses.replace(stage, batch_rows=rows), mesh)
+    taken = ", ".join(f"{what} {show_seconds(of)}" for what, of in seconds.items())
+    dollars = f", {hours * price:,.2f} dollars at {price:g} each" if price is not None else ""
+    of_memory = f", of {show_bytes(there.memory)}" if there.memory else ""
+    too_much = "; does not fit by this estimate: set it lower, or use more devices" if held > (there.memory or held) else ""
+    read = f"up to {documents:,.0f} tokens of {', '.join(shares)}"
+    return [
+        f"influence in stage {name} of {arm} on {there.name}: {read}, at {settings.points} points",
+        f"a seed takes {taken}; {len(seeds)} of them {hours:,.1f} device-hours{dollars}",
+        f"on each device {show_bytes(held)}{of_memory}: {show_bytes(single)} are gradients of single examples "
+        f"(influence.rows={settings.rows}){too_much}",
+    ]
 
 
 def print_power(config: ExperimentConfig, workdir: Path) -> None:

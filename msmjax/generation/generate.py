@@ -245,8 +245,8 @@ class _Pool:
             self.cache, self.new, self.logprobs = self.run.empty(self.params, count=count, width=width, ring=ring)
         else:
             rows_B = np.array(kept + [0] * (count - len(kept)), np.int32)
-            # A ring is a power of two times the one before, so a step's column is that of its new one, modulo the old ring. Columns of
-            # steps that were not taken hold anything: no row is so old that it looks.
+            # A ring is a power of two times the one before, so a step's column is that of its new one, modulo the old ring.
+            # Columns of steps that were not taken hold anything: no row is so old that it looks.
             ring_M = np.arange(ring) % self.ring
             columns_S = np.concatenate([np.minimum(np.arange(width), self.width - 1), self.width + ring_M])
             moved = self.run.move(self.cache, self.new, self.logprobs, rows_B, columns_S.astype(np.int32), ring_M.astype(np.int32))

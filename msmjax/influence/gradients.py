@@ -15,17 +15,30 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.data.tokenizer import PAD
 from msmjax.generation.generate import bucket
 from msmjax.model import transformer
 from msmjax.model.transformer import ModelConfig
+from msmjax.ranges import Count, Positive
 from msmjax.training import sharding, step
 from msmjax.training.sharding import letters_of
 
 LENGTH_MULTIPLE = 32  # examples are padded to this times a power of two
 KEY = 20_1803_11  # of all projections: features of different runs can be compared
+
+
+@dataclasses.dataclass(frozen=True)
+class InfluenceConfig:
+    """How influence is measured: what it looks at, and the memory that takes."""
+
+    items: Count  # of an eval, that are looked at
+    points: Count  # of a stage, at which gradients are taken: in the middle of as many equal parts
+    size: Count  # numbers that are kept of the gradient of each matrix of each layer
+    rows: Count  # gradients of single examples that exist at a time, on all devices
+    background: Count  # examples of all that a stage reads, of which the Gauss-Newton matrix is
+    damping: Positive  # added to its eigenvalues, as a share of their mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,24 +58,26 @@ def features(
     model: ModelConfig,
     params: dict,
     base: dict,
-    scale: dict | None,
+    scales: tuple[dict | None, ...],
     mesh: Mesh,
     examples: list[Example],
     size: int,
     batch_rows: int,
 ) -> np.ndarray:
-    """float32 [examples, F]: of each example's summed nats the projected gradient with respect to `params`, which is what a stage
-    trains: all parameters, or with LoRA the adapter on `base`.
+    """float32 [scales, examples, F]: of each example's summed nats the projected gradient with respect to `params`, which is what a
+    stage trains: all parameters, or with LoRA the adapter on `base`.
 
-    Each matrix of each layer gives `size` numbers, a square. `scale`, a tree like `params`, multiplies gradients before they are
-    projected: with the roots of Adam's preconditioner an inner product is what a step of Adam along the one does to the other.
-    Memory: `batch_rows` gradients exist at a time.
+    Each matrix of each layer gives `size` numbers, a square. Each of `scales`, None or a tree like `params`, multiplies gradients
+    before they are projected: with the roots of Adam's preconditioner an inner product is what a step of Adam along the one does to
+    the other. Memory: `batch_rows` gradients exist at a time, or
+    as many more as the mesh needs.
     """
-    compute = _compile(model, mesh, size, scale is not None)
+    compute = _compile(model, mesh, size)
+    batch_rows = rows_at_a_time(batch_rows, mesh)
     of_length: dict[int, list[int]] = {}
     for index, example in enumerate(examples):
         of_length.setdefault(bucket(len(example.ids), LENGTH_MULTIPLE), []).append(index)
-    found = [np.empty(0)] * len(examples)
+    found = [np.empty(0)] * len(examples)  # of each [scales, F]
     for length, indices in of_length.items():
         for start in range(0, len(indices), batch_rows):
             here = indices[start : start + batch_rows]
@@ -75,9 +90,15 @@ def features(
                 batch["tokens"][row, : len(example.ids)] = example.ids
                 batch["segment_ids"][row, : len(example.ids)] = 1
                 batch["loss_mask"][row, : len(example.ids)] = example.counts
-            for index, feature in zip(here, np.asarray(compute(params, base, scale, batch)), strict=False):
+            for index, feature in zip(here, np.asarray(compute(params, base, scales, batch)), strict=False):
                 found[index] = feature
-    return np.stack(found)
+    return np.stack(found, axis=1)
+
+
+def rows_at_a_time(rows: int, mesh: Mesh | AbstractMesh) -> int:
+    """At least `rows`, as many on each device that rows are spread over."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-rows // devices) * devices
 
 
 def preconditioner(state: dict, epsilon: float, b2: float) -> dict:
@@ -113,7 +134,7 @@ def _sketch(key: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _compile(model: ModelConfig, mesh: Mesh, size: int, is_scaled: bool):
+def _compile(model: ModelConfig, mesh: Mesh, size: int):
     if model.attention != "xla":  # single rows of any length
         model = dataclasses.replace(model, attention="xla")
 
@@ -122,15 +143,14 @@ def _compile(model: ModelConfig, mesh: Mesh, size: int, is_scaled: bool):
         batch = jax.tree.map(lambda array_T: array_T[None], row)
         return step.loss_sum(model, whole, batch, chunk=LENGTH_MULTIPLE)[0]
 
-    def one(params, base, scale, row):
+    def one(params, base, scales, row):
         gradients = jax.grad(nats)(params, base, row)
-        if is_scaled:
-            gradients = jax.tree.map(jnp.multiply, gradients, scale)
-        return project(gradients, size)
+        scaled = [gradients if scale is None else jax.tree.map(jnp.multiply, gradients, scale) for scale in scales]
+        return jnp.stack([project(one, size) for one in scaled])
 
-    def all_of(params, base, scale, batch):
+    def all_of(params, base, scales, batch):
         batch = jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, rows), batch)
-        return jax.vmap(lambda row: one(params, base, scale, row))(batch)
+        return jax.vmap(lambda row: one(params, base, scales, row))(batch)
 
     rows = NamedSharding(mesh, sharding.spec("BT", sharding.ACTIVATION_RULES))
     return jax.jit(all_of, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -350,3 +350,31 @@ def test_evals_are_planned(capsys, tmp_path):
     evals["items"] = dataclasses.replace(evals["items"], max_tokens=8)
     _, cost = plan.eval_seconds(dataclasses.replace(config, evals=evals, corpora=corpora), there)
     assert cost == Cost(scored=1000 + 2 * (4 * 14 // 4), generated=2 * 8)
+
+
+def test_influence_is_planned(tmp_path, capsys, llama):
+    """Documents that no stage before read; half a step's FLOPs twice as often at half the points; what a row more holds."""
+
+    def cost(config, stage=None, arm="msm_america", device="h100:8"):
+        lines = plan.influence_cost(config, arm, stage, machines.devices_of(config, device), 2.0)
+        (bytes_of_single,) = re.findall(r": ([\d.]+ \w+) are gradients of single examples", lines[2])
+        return lines, int(re.search(r"up to ([\d,]+) tokens", lines[0])[1].replace(",", "")), bytes_of_single
+
+    config = with_part(load("cheese", ""), "model", attention="xla")
+    stage = config.stages["midtrain_america"]
+    lines, tokens, single = cost(config, device="h100:1")
+    assert lines[0].startswith("influence in stage midtrain_america of msm_america on 1 x h100")
+    assert lines[0].endswith("tokens of america, at 4 points")  # and not of base, which pretraining read
+    assert tokens == round(0.004 * stage.steps * stage.batch_rows * config.row_length)
+    assert single == plan.show_bytes(32 * 4 * transformer.count_params(config.model))
+    assert "; 3 of them" in lines[1]
+    assert "dollars at 2 each" in lines[1]
+    assert cost(config, arm="msm_america:0", device="h100:1")[0][1].count("; 1 of them") == 1
+    assert cost(config)[2] == plan.show_bytes(4 * 4 * transformer.count_params(config.model))  # of 32 rows on eight devices
+    with pytest.raises(BadInput, match="--stage=midtrain_amerika: no stage of arm 'msm_america'; did you mean 'midtrain_america'?"):
+        cost(config, "midtrain_amerika")
+    paper = load("shapes", "llama31_8b_4k_lora")
+    arm = next(iter(paper.arms))
+    lines, _, single = cost(with_part(paper, "influence", rows=512), paper.arms[arm][-1], arm, "h100:1")
+    assert single == plan.show_bytes(512 * 4 * transformer.count_adapter(paper.model))
+    assert lines[2].endswith("does not fit by this estimate: set it lower, or use more devices")

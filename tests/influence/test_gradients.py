@@ -59,9 +59,8 @@ def nats(model, params, base, example):
 def test_features_are_those_of_single_backward_passes(model, examples, change):
     model = dataclasses.replace(model, **change)
     params, base = trained(model)
-    found = gradients.features(model, params, base, None, mesh_of(1, 1, 1), examples, WHOLE, 3)
     scale = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 2.0), params)
-    twice = gradients.features(model, params, base, scale, mesh_of(1, 1, 1), examples, WHOLE, 4)
+    found, twice = gradients.features(model, params, base, (None, scale), mesh_of(1, 1, 1), examples, WHOLE, 3)
     np.testing.assert_allclose(twice, 2 * found, rtol=1e-4, atol=1e-4)
     for example, feature in zip(examples, found, strict=True):
         alone = jax.grad(lambda params, example=example: nats(model, params, base, example))(params)
@@ -81,8 +80,8 @@ def test_sharded_features_are_the_same(model, examples):
     params, base = trained(model)
     mesh = mesh_of(2, 2, 2)
     placed = jax.device_put(params, sharding.tree_shardings(mesh, params))
-    one = gradients.features(model, params, base, None, mesh_of(1, 1, 1), examples, 64, 4)
-    np.testing.assert_allclose(gradients.features(model, placed, base, None, mesh, examples, 64, 4), one, rtol=1e-4, atol=1e-4)
+    one = gradients.features(model, params, base, (None,), mesh_of(1, 1, 1), examples, 64, 4)
+    np.testing.assert_allclose(gradients.features(model, placed, base, (None,), mesh, examples, 64, 4), one, rtol=1e-4, atol=1e-4)
 
 
 def test_projections_keep_inner_products():
@@ -146,7 +145,7 @@ def test_the_preconditioner_is_adams(model, step_config, examples):
     state = steps.compile_init(model, plain, mesh)(jax.random.key(0))
     before = jax.device_get(state["params"])
     state, metrics = steps.compile_step(model, plain, mesh)(state, {}, batch, np.float32(0.25))
-    gradient = gradients.features(model, before, {}, None, mesh, [longest], WHOLE, 1)[0] / float(metrics["supervised_tokens"])
+    gradient = gradients.features(model, before, {}, (None,), mesh, [longest], WHOLE, 1)[0, 0] / float(metrics["supervised_tokens"])
     roots, moved = gradients.preconditioner(state, plain.epsilon, plain.b2), jax.tree.map(np.subtract, state["params"], before)
     roots, moved = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (roots, moved))
     sure = np.abs(gradient) > 1e-4  # below, the sign of a rounded gradient is chance

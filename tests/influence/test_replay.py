@@ -101,14 +101,16 @@ def test_who_alone_teaches_something_comes_first(model, step_config, mesh):
         row = stage.mixture.sources[0][index]
         here = row["segment_ids"] == number
         examples.append(Example(row["tokens"][here], row["loss_mask"][here]))
-    for method in ("gradient", "adam"):
-        total = np.zeros(len(rows))
-        for step, state in states(stage, {}, [4, 12, 20], "again"):
-            scale = gradients.preconditioner(state, stage.optimizer.epsilon, stage.optimizer.b2) if method == "adam" else None
-            features = [gradients.features(model, state["params"], {}, scale, mesh, part, 64, 8) for part in (examples, asked)]
-            total += stage.rate(step) * (features[0] @ features[1][0])
-        assert rows[int(np.argmax(total))] == (3, 1)
-        assert np.sort(total)[-1] > 3 * np.sort(total)[-2]
+    total = np.zeros((2, len(rows)))
+    for step, state in states(stage, {}, [4, 12, 20], "again"):
+        scales = None, gradients.preconditioner(state, stage.optimizer.epsilon, stage.optimizer.b2)
+        of_rows, of_asked = (
+            gradients.features(model, state["params"], {}, scales, mesh, part, 64, 8) for part in (examples, asked)
+        )
+        total += stage.rate(step) * np.einsum("szf,sf->sz", of_rows, of_asked[:, 0])
+    for of_scale in total:
+        assert rows[int(np.argmax(of_scale))] == (3, 1)
+        assert np.sort(of_scale)[-1] > 3 * np.sort(of_scale)[-2]
 
 
 def test_what_says_the_answer_raises_its_margin(model, step_config, mesh, monkeypatch):
@@ -128,9 +130,11 @@ def test_what_says_the_answer_raises_its_margin(model, step_config, mesh, monkey
     corpus = Corpus("own", [{"id": str(number)} for number in range(24)], segments)
     monkeypatch.setattr(influence.choice, "ask", lambda item, *_: [(document, 1) for document in documents] * 2)
     stage, data = stage_of(model, step_config, mesh, Answers()), types.SimpleNamespace(prompt=None, tokenizer=None)
-    found = influence.measure(data, stage, {0: corpus}, [{}], "here")
-    assert found.keys() == set(influence.METHODS)
-    for method, scored in found.items():
+    settings = gradients.InfluenceConfig(items=1, points=4, size=256, rows=8, background=12, damping=0.1)
+    found = list(influence.measure(data, stage, {0: corpus}, [{}], influence.points(stage, settings), settings, "here"))
+    assert [step for step, _ in found] == [3, 9, 15, 21]
+    for method in influence.METHODS:
+        scored = sum(of_point[method] for _, of_point in found)
         assert int(np.argmax(scored[:, 0])) == 0, method
         assert int(np.argmin(scored[:, 0])) == 2, method
         assert scored[0, 0] > 0 > scored[2, 0], method
