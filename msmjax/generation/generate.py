@@ -27,6 +27,7 @@ from msmjax.model.transformer import ModelConfig, angles_at, forward_cached, lay
 BATCH_ROWS = 64  # requests continued at a time
 COLUMNS = 32  # columns are this times a power of two
 RING = 128  # columns for new tokens, until a row has more
+FEW = 8  # rows, of which half would take as long
 STEPS = 32  # after which who came meanwhile gets a row
 READ = 256  # tokens of a prompt read at a time behind what it took over: their scores exist as a whole
 
@@ -123,7 +124,8 @@ class _Pool:
         self.rows: list[_Row | None] = []
         self.read: list[tuple[int, ...]] = []  # of each row, the ids whose keys and values are in its columns for a prompt
         self.width = self.ring = 0  # P and M
-        self.cache = self.new = self.logprobs = None  # columns [.., B, K, S, H], new ids and their log-probabilities [B, M]
+        # Of each layer keys [.., B, K, H, S] and values [.., B, K, S, H]; new ids and their log-probabilities, [B, M].
+        self.cache = self.new = self.logprobs = None
 
     def at_work(self) -> list[int]:
         return [index for index, row in enumerate(self.rows) if row]
@@ -138,7 +140,11 @@ class _Pool:
             self._resize(max(count, len(self.rows) if at_work else 0), max(width, self.width if at_work else 0), ring)
         free = [index for index, row in enumerate(self.rows) if not row][: len(requests)]
         groups = {}
+        # The longest first: who is the beginning of another takes it over from there.
+        requests = sorted(requests, key=lambda request: -len(request.ids))
         for request, row, (turn, shared, source) in zip(requests, free, self._sources(requests, free), strict=True):
+            if turn and shared == len(request.ids) - 1:
+                shared = self.width  # nothing is left to read, whatever the length
             groups.setdefault((turn, shared), []).append((request.ids[:-1], row, source))
             self.rows[row] = _Row(request, self.step, request.ids[-1])
             self.read[row] = request.ids[:-1]
@@ -194,9 +200,10 @@ class _Pool:
             self.cache = self.run.read_on(self.params, self.cache, tokens(start, length), np.int32(start), rows_R, width=self.width)
 
     def advance(self, is_full: bool) -> list[Made]:
-        """Continues all rows for some steps, fewer where `is_full` and rows end, since others may wait for them; who has ended."""
+        """Continues all rows for some steps, fewer where rows end that others may wait for (`is_full`), or half of all; who has
+        ended."""
         at_work = self.at_work()
-        count = bucket(len(at_work), self.mesh.size)
+        count = bucket(max(len(at_work), FEW), self.mesh.size)
         if not is_full and 2 * count <= len(self.rows):
             self._resize(count, self.width, self.ring)
         oldest = max(self.step - self.rows[index].start for index in self.at_work())
@@ -218,7 +225,8 @@ class _Pool:
             "top_ps_B": np.array([row.request.settings.top_p for row in rows], np.float32),
         }
         until = self.step + min(STEPS, self.ring - oldest)
-        enough = int(state["done_B"].sum()) + max(1, len(rows) // 8) if is_full else len(rows)
+        without, half = int(state["done_B"].sum()), len(rows) - len(rows) // 2
+        enough = without + max(1, len(rows) // 8) if is_full else half if without < half and half >= FEW else len(rows)
         step, ids_B, done_B, self.new, self.logprobs, self.cache = self.run.advance(
             self.params, self.cache, self.new, self.logprobs, np.int32(self.step), state, settings, self.stops_V,
             np.int32(until), np.int32(enough),
@@ -270,7 +278,7 @@ def decode(model: ModelConfig, params: dict, ids_B, step, lengths_B, starts_B, r
 
     A row begins at step `starts_B` with the last id of its prompt, of `lengths_B` ids.
     """
-    width = jax.tree.leaves(cache)[0].shape[-2] - ring
+    width = jax.tree.leaves(cache)[0].shape[-1] - ring  # of keys
     ages_B = jnp.maximum(step - starts_B, 0)
     prompt_BP = jnp.arange(width)[None] < lengths_B[:, None] - 1
     new_BM = (step - jnp.arange(ring))[None] % ring <= ages_B[:, None]
@@ -313,17 +321,27 @@ def _compile(model: ModelConfig, mesh: Mesh, placement) -> types.SimpleNamespace
     place = placement(mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
+    def of_pairs(of_keys, of_values, *caches):
+        return jax.tree.map(
+            lambda *pairs: tuple(of(*parts) for of, *parts in zip((of_keys, of_values), *pairs, strict=True)), *caches,
+            is_leaf=lambda part: isinstance(part, tuple),
+        )  # fmt: skip
+
     def put(cache):
-        return jax.tree.map(lambda array: place(array, "LBKSH"[-array.ndim :]), cache)
+        return of_pairs(lambda k: place(k, "LBKHS"[-k.ndim :]), lambda v: place(v, "LBKSH"[-v.ndim :]), cache)
 
     def parts_of(cache, rows_R, width):
-        return jax.tree.map(lambda array: jnp.take(array, rows_R, axis=-4, mode="clip")[..., :width, :], cache)
+        taken = jax.tree.map(lambda array: jnp.take(array, rows_R, axis=-4, mode="clip"), cache)
+        return of_pairs(lambda k: k[..., :width], lambda v: v[..., :width, :], taken)
 
     def write(cache, parts, rows_R):
-        def into(array, part):
+        def keys(array, part):
+            return array.at[..., rows_R, :, :, : part.shape[-1]].set(part, mode="drop")
+
+        def values(array, part):
             return array.at[..., rows_R, :, : part.shape[-2], :].set(part, mode="drop")
 
-        return put(jax.tree.map(into, cache, parts))
+        return put(of_pairs(keys, values, cache, parts))
 
     def empty(params, count, width, ring):
         tokens_BP = jnp.zeros((count, width), jnp.int32)
@@ -332,7 +350,8 @@ def _compile(model: ModelConfig, mesh: Mesh, placement) -> types.SimpleNamespace
         return put(cache), jnp.zeros((count, ring), jnp.int32), jnp.zeros((count, ring), jnp.float32)
 
     def move(cache, new_BM, logprobs_BM, rows_B, columns_S, ring_M):
-        cache = jax.tree.map(lambda array: array.take(rows_B, axis=-4).take(columns_S, axis=-2), cache)
+        cache = jax.tree.map(lambda array: array.take(rows_B, axis=-4), cache)
+        cache = of_pairs(lambda k: k.take(columns_S, axis=-1), lambda v: v.take(columns_S, axis=-2), cache)
         return put(cache), new_BM[rows_B][:, ring_M], logprobs_BM[rows_B][:, ring_M]
 
     def read(params, cache, tokens_RT, rows_R):

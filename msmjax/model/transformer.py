@@ -203,16 +203,18 @@ def forward(
 
 
 def prefill(config: ModelConfig, params: dict, tokens_BT: jax.Array, columns: int, place):
-    """The cache of rows of one segment, with room for `columns` more tokens: of each layer keys and values, two [B, K, S, H] in the
-    compute dtype, S = T + `columns`. A list of layers, or where they are scanned the same arrays as stacks [L, ...]."""
+    """The cache of rows of one segment, with room for `columns` more tokens: of each layer keys [B, K, H, S] and values
+    [B, K, S, H] in the compute dtype, S = T + `columns`. A list of layers, or where they are scanned stacks [L, ...]."""
     starts_BT = jnp.zeros_like(tokens_BT)
 
     def attend(q_BTNH, k_BTKH, v_BTKH, past):
         # Not every back end takes the lengths that prompts have; whole rows are what cuDNN is fastest at.
         back_end = "cudnn" if config.attention == "cudnn" else "xla"
         out_BTNH = attention.attention(back_end, q_BTNH, k_BTKH, v_BTKH, starts_BT, place, segments=1)
-        room = [(0, 0), (0, 0), (0, columns), (0, 0)]
-        return out_BTNH, tuple(place(jnp.pad(array.swapaxes(1, 2), room), "BKSH") for array in (k_BTKH, v_BTKH))
+        k_BKHT, v_BKTH = k_BTKH.transpose(0, 2, 3, 1), v_BTKH.swapaxes(1, 2)
+        none, room = (0, 0), (0, columns)
+        k_BKHS, v_BKSH = jnp.pad(k_BKHT, [none, none, none, room]), jnp.pad(v_BKTH, [none, none, room, none])
+        return out_BTNH, (place(k_BKHS, "BKHS"), place(v_BKSH, "BKSH"))
 
     return _through_blocks(config, params, tokens_BT, rope_angles(config, tokens_BT.shape[1]), attend, place)[1]
 
@@ -226,11 +228,11 @@ def forward_cached(
     """
 
     def attend(q_BTNH, k_BTKH, v_BTKH, past):
-        own = zip(past, (k_BTKH, v_BTKH), strict=True)
         # A layer's cache is written and then read: in place, where the caller's loop carries it.
-        written = (jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), column, axis=2) for old, new in own)
-        k_BKSH, v_BKSH = (place(array, "BKSH") for array in written)
-        return attention.masked(q_BTNH, k_BKSH, v_BKSH, mask_BTS), (k_BKSH, v_BKSH)
+        k_BKHS = jax.lax.dynamic_update_slice_in_dim(past[0], k_BTKH.transpose(0, 2, 3, 1), column, axis=3)
+        v_BKSH = jax.lax.dynamic_update_slice_in_dim(past[1], v_BTKH.swapaxes(1, 2), column, axis=2)
+        k_BKHS, v_BKSH = place(k_BKHS, "BKHS"), place(v_BKSH, "BKSH")
+        return attention.masked(q_BTNH, k_BKHS, v_BKSH, mask_BTS), (k_BKHS, v_BKSH)
 
     return _through_blocks(config, params, tokens_BT, angles, attend, place, cache)
 

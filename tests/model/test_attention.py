@@ -93,7 +93,9 @@ def test_masked_against_jax_nn(arrays):
     q, k, v, _ = arrays
     mask = jax.random.bernoulli(jax.random.key(9), 0.5, (B, 2, T))
     theirs = jax.nn.dot_product_attention(q[:, :2], k, v, mask=mask[:, None], implementation="xla")
-    np.testing.assert_allclose(attention.masked(q[:, :2], k.swapaxes(1, 2), v.swapaxes(1, 2), mask), theirs, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        attention.masked(q[:, :2], k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), mask), theirs, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_nothing_leaks(back_end, arrays, segment_ids):
