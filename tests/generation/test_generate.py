@@ -100,7 +100,7 @@ def one():
 
 @pytest.fixture(scope="module")
 def counting():
-    """`sharding.Placement` that counts how often values of the cache were placed: when that was traced, `traced`, and when it ran, `run`."""
+    """`sharding.Placement` that counts how often values of the cache were placed: `traced`, and when it ran, `run`."""
     count = collections.Counter()
 
     class Counted(sharding.Placement):
