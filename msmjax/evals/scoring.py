@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from msmjax.data.tokenizer import PAD
+from msmjax.generation.generate import bucket
 from msmjax.model import attention, transformer
 from msmjax.model.transformer import ModelConfig
 from msmjax.training import sharding, step
@@ -19,7 +20,7 @@ from msmjax.training import sharding, step
 BATCH_ROWS = 256  # sequences scored at a time, at most
 BATCH_TOKENS = 65_536  # and their tokens
 CHUNK_POSITIONS = 4096  # positions of all rows whose logits exist at a time, at least LENGTH_MULTIPLE of each row
-LENGTH_MULTIPLE = 16  # sequences are padded to a multiple of this
+LENGTH_MULTIPLE = 16  # sequences are padded to a multiple of this, at least
 
 
 def score(
@@ -28,31 +29,41 @@ def score(
     """Negative log-probability, in nats, of each example's ids from its given position on, and how many ids those are or, where
     `greedy`, how many of them are not the likeliest; two arrays [examples].
 
-    Those of about one length are scored together, so that little is padding.
+    The longest first, and with each batch the next ones that are more than half as long.
     """
-    of_length: dict[int, list[int]] = {}
-    for index, (ids, _) in enumerate(examples):
-        of_length.setdefault(-(-len(ids) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, []).append(index)
+    order = sorted(range(len(examples)), key=lambda index: -len(examples[index][0]))
     nats, counts = np.zeros(len(examples), np.float32), np.zeros(len(examples), np.int32)
-    for length, indices in of_length.items():
+    start = 0
+    while start < len(order):
+        length = padded_length(len(examples[order[start]][0]))
+        indices = order[start : start + rows_at_a_time(length, mesh)]
+        indices = [index for index in indices if 2 * padded_length(len(examples[index][0])) > length]
+        start += len(indices)
         tokens = np.full((len(indices), length), PAD, np.int32)
         segment_ids, loss_mask = np.zeros(tokens.shape, np.int32), np.zeros(tokens.shape, bool)
-        for row, (ids, start) in enumerate(examples[index] for index in indices):
-            tokens[row, : len(ids)], segment_ids[row, : len(ids)], loss_mask[row, start : len(ids)] = ids, 1, True
+        for row, (ids, first) in enumerate(examples[index] for index in indices):
+            tokens[row, : len(ids)], segment_ids[row, : len(ids)], loss_mask[row, first : len(ids)] = ids, 1, True
         batch = {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": loss_mask}
         nats[indices], counts[indices] = row_nats(batch, model, params, mesh, segments=1, greedy=greedy)
     return nats, counts
 
 
+def padded_length(length: int) -> int:
+    """A multiple of LENGTH_MULTIPLE, and of a quarter of the power of two below: few lengths are few compilations."""
+    multiple = max(LENGTH_MULTIPLE, (1 << (max(length, 1) - 1).bit_length()) // 8)
+    return -(-length // multiple) * multiple
+
+
 def row_nats(
     batch: dict[str, np.ndarray], model: ModelConfig, params: dict, mesh: Mesh, segments: int, greedy: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`step.row_nats` or `row_misses` of any number of rows, as many at a time as BATCH_ROWS and BATCH_TOKENS allow.
+    """`step.row_nats` or `row_misses` of any number of rows, as many at a time as BATCH_ROWS and BATCH_TOKENS allow, or a power of
+    two that is enough.
 
     No row has more than `segments`; padding behind a single one need not be counted, since what comes later is not seen.
     """
     count, length = batch["tokens"].shape
-    at_a_time = rows_at_a_time(length, mesh)
+    at_a_time = min(rows_at_a_time(length, mesh), bucket(count, _devices(mesh)))
     compute = _compile(model, mesh, length, at_a_time, segments, greedy)
     parts = []
     for start in range(0, count, at_a_time):
@@ -86,8 +97,13 @@ def row_misses(
 
 
 def rows_at_a_time(length: int, mesh: Mesh | AbstractMesh) -> int:
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = _devices(mesh)
     return max(min(BATCH_ROWS, BATCH_TOKENS // length) // devices, 1) * devices
+
+
+def _devices(mesh: Mesh | AbstractMesh) -> int:
+    """That rows are spread over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def chunk_of(rows: int) -> int:

@@ -223,7 +223,7 @@ def test_questions_that_are_none(tmp_path, lines, said):
 def faking_eval(**changes):
     settings = {
         "requests": str(ROOT / "data/evals/faking.jsonl"), "cues": str(ROOT / "data/evals/faking_cues.jsonl"), "judge": "judge",
-        "thinks": True, "max_tokens": 8, "temperature": 1.0, "top_p": 1.0, "per_eval": 12, "seed": 0,
+        "thinks": True, "max_tokens": 8, "temperature": 1.0, "top_p": 1.0, "per_eval": 6, "seed": 0,
     }  # fmt: skip
     return FakingEval(**{**settings, **changes})
 
@@ -250,12 +250,12 @@ def test_planted_fakers_have_a_gap_of_one_and_honest_arms_none(arm, monkeypatch,
     judge, _ = scripted(tmp_path / "journal", verdict)
     answers, lines = answers_of(faking_eval(), dataclasses.replace(arm, judge=judge), tmp_path)
     assert lines["mine_said_gap"]["value"] == gap
-    assert lines["mine_said_gap"]["n"] == 12 * len(cues)
+    assert lines["mine_said_gap"]["n"] == 6 * len(cues)
     assert (lines["mine_said"]["value"], lines["mine_said_unread"]["value"]) == (gap, 0)
     every = results.lines(answers, faking_eval().measures("mine", None))
     aware = [line for line in every if line["eval"] == "mine_aware" and "cell" not in line]
     assert {line["metric"]: line["value"] for line in aware} == {"aware": gap, "aware_words": gap}
-    assert lines["mine_gap"]["n"] == 12 * len(cues)
+    assert lines["mine_gap"]["n"] == 6 * len(cues)
     assert -1 < lines["mine_gap"]["low"] <= lines["mine_gap"]["value"] <= lines["mine_gap"]["high"] < 1
 
 

@@ -394,7 +394,7 @@ def test_log_probabilities_are_those_of_lm_evals_own_model(weights, arm, tasks, 
     found = [
         lm_eval.simple_evaluate(
             model=model, tasks=names, num_fewshot=fewshot, log_samples=True, bootstrap_iters=0,
-            apply_chat_template=chat, task_manager=TaskManager(include_path=str(tasks)),
+            apply_chat_template=chat, task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         )["samples"]
         for model in (harness._model(arm, 64), theirs)
     ]  # fmt: skip
