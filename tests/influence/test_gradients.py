@@ -1,6 +1,7 @@
 """Gradients of single examples: against one backward pass for each and finite differences; what projections keep."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +47,16 @@ def examples():
 
 
 def nats(model, params, base, example):
+    """Of the example alone, in a row of 40."""
     whole = transformer.with_adapter(base, params) if model.lora_rank else params
-    batch = {
-        "tokens": example.ids[None],
-        "segment_ids": np.ones((1, len(example.ids)), np.int32),
-        "loss_mask": example.counts[None],
-    }
+    tokens, segment_ids, mask = np.zeros((1, 40), np.int32), np.zeros((1, 40), np.int32), np.zeros((1, 40), bool)
+    count = len(example.ids)
+    tokens[0, :count], segment_ids[0, :count], mask[0, :count] = example.ids, 1, example.counts
+    return step_nats(model, whole, {"tokens": tokens, "segment_ids": segment_ids, "loss_mask": mask})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step_nats(model, whole, batch):
     return steps.row_nats(model, whole, batch, 64)[0][0]
 
 
@@ -78,7 +83,7 @@ def test_features_are_those_of_single_backward_passes(model, examples, change):
 
 def test_sharded_features_are_the_same(model, examples):
     params, base = trained(model)
-    mesh = mesh_of(2, 2, 2)
+    mesh, examples = mesh_of(2, 2, 2), [example for example in examples if len(example.ids) <= 32]  # one compilation
     placed = jax.device_put(params, sharding.tree_shardings(mesh, params))
     one = gradients.features(model, params, base, (None,), mesh_of(1, 1, 1), examples, 64, 4)
     np.testing.assert_allclose(gradients.features(model, placed, base, (None,), mesh, examples, 64, 4), one, rtol=1e-4, atol=1e-4)
