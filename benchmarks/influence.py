@@ -20,7 +20,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import scipy.stats
 
@@ -95,10 +94,9 @@ class Bench:
                             gone[place, int(segment["row"])].add(int(segment["segment"]))
                     removed.append(gone)
                 started = time.perf_counter()
-                params = replay.without(self.stage, self.base, removed, label)
+                models = replay.without(self.stage, self.base, removed, label)
                 seconds = time.perf_counter() - started
-                margins = [self.margins(jax.tree.map(lambda leaf, at=at: leaf[at], params)) for at in range(len(part))]
-                np.save(directory / "margins.npy", np.stack(margins))
+                np.save(directory / "margins.npy", np.stack([self.margins(params) for params in models]))
                 return {"seconds": seconds}
 
             made = artifact.make(self.workdir / "influence", "margins", inputs, build)
