@@ -66,8 +66,8 @@ class Bench:
         nats = scoring.score(asked, self.stage.model, params, self.stage.mesh)[0].reshape(len(self.items), 2, 2)
         return (nats[:, :, 1] - nats[:, :, 0]).mean(axis=1)
 
-    def scores(self) -> dict[str, np.ndarray]:
-        """Influence by method, [records, items]."""
+    def scores(self) -> tuple[dict[str, np.ndarray], float]:
+        """Influence by method, [records, items], and the seconds that it took."""
         of = self.config, self.workdir, self.data, self.here, self.arguments.arm, self.name, self.seed, self.corpora, self.items
         return influence.of_seed(*of)
 
@@ -125,9 +125,8 @@ class Bench:
 
 def of_seed(config, workdir: Path, arguments, seed: int) -> dict:
     bench = Bench(config, workdir, arguments, seed)
-    started = time.perf_counter()
-    found = bench.scores()
-    result = {"seed": seed, "items": len(bench.items), "seconds": {"influence": time.perf_counter() - started}}
+    found, seconds = bench.scores()
+    result = {"seed": seed, "items": len(bench.items), "seconds": {"influence": seconds}}
     count = len(found["gradient"])
     rng = np.random.default_rng(seed)
     kept = np.stack([rng.permutation(count) < count // 2 for _ in range(arguments.subsets)])

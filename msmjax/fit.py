@@ -155,7 +155,7 @@ def eval_bytes(config: ExperimentConfig, mesh: Mesh | AbstractMesh) -> int:
     at_a_time = scoring.rows_at_a_time(config.row_length, mesh)
     rows, itemsize = at_a_time // devices, jnp.dtype(model.compute_dtype).itemsize
     block = itemsize * rows * config.row_length * (4 * model.width + 2 * model.mlp // tensor)
-    logits = 8 * rows * min(scoring.chunk_of(at_a_time), config.row_length) * model.vocab // tensor
+    logits = 8 * rows * scoring.chunk_of(at_a_time, config.row_length) * model.vocab // tensor
     return state_bytes(model, config.optimizer, mesh)[0] + max(block, logits)
 
 

@@ -47,7 +47,9 @@ _BY = flags.DEFINE_string(
     "by", None, "With --provenance: count by this field, e.g. doc_type, id; else by section, kind, source or domain."
 )
 _INFLUENCE = flags.DEFINE_string(
-    "influence", None, "Rank what this arm, NAME or NAME:SEED, read by how it moved its answers to a choice (with --eval)."
+    "influence",
+    None,
+    "Rank what this arm, NAME or NAME:SEED, read by how it moved its answers (with --eval; with --plan, what it takes).",
 )
 _STAGE = flags.DEFINE_string("stage", None, "With --provenance, --influence: of this stage alone.")
 _STEP = flags.DEFINE_integer("step", None, "With --provenance: the documents in this step of the stage (the arm's last), from 1.")

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ class HarnessEval(Eval):
         try:
             found = lm_eval.simple_evaluate(
                 model=_model(arm, self.max_length), tasks=[task for task, _ in self.tasks], num_fewshot=self.fewshot,
-                limit=self.limit or None, task_manager=_known(self.folder, tuple(task for task, _ in self.tasks)), log_samples=True,
+                limit=self.limit or None, task_manager=_known(self.folder, dict(self.tasks)), log_samples=True,
                 apply_chat_template=self.chat, fewshot_as_multiturn=self.chat and self.fewshot > 0, bootstrap_iters=0,
             )  # fmt: skip
         except (KeyError, OSError, ConnectionError) as error:
@@ -102,16 +103,18 @@ class HarnessEval(Eval):
         return Cost(lacks=tuple(f"lm-eval's {task}" for task, _ in self.tasks))
 
 
-@functools.lru_cache(maxsize=4)
-def _known(folder: str, names: tuple[str, ...]):
-    """The harness's tasks: of its own it reads 13,000 files, so once, and only where the folder has not all that are named."""
+def _known(folder: str, names: Collection[str]):
+    """The harness's tasks: its own, which are 13,000 files, only where the folder has not all that are named."""
+    if folder and set(names) <= set(_tasks(folder, False).all_tasks):
+        return _tasks(folder, False)
+    return _tasks(folder, True)
+
+
+@functools.lru_cache(maxsize=8)
+def _tasks(folder: str, its_own: bool):
     from lm_eval.tasks import TaskManager
 
-    if folder:
-        own = TaskManager(include_path=folder, include_defaults=False)
-        if set(names) <= set(own.all_tasks):
-            return own
-    return TaskManager(include_path=folder or None)
+    return TaskManager(include_path=folder or None, include_defaults=its_own)
 
 
 def _model(arm: Arm, length: int):

@@ -106,12 +106,12 @@ def _devices(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def chunk_of(rows: int) -> int:
+def chunk_of(rows: int, length: int) -> int:
     """Positions of each row whose logits exist at a time."""
-    return max(CHUNK_POSITIONS // rows, LENGTH_MULTIPLE)
+    return min(max(CHUNK_POSITIONS // rows, LENGTH_MULTIPLE), length)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _compile(model: ModelConfig, mesh: Mesh, length: int, rows: int, segments: int, greedy: bool):
     place = sharding.Placement(mesh)
     if model.attention != "xla":  # not every back end takes the lengths that items have
@@ -119,6 +119,6 @@ def _compile(model: ModelConfig, mesh: Mesh, length: int, rows: int, segments: i
         back_end, _ = attention.resolve(attention.AUTO, *kind, length, model.head_dim, model.compute_dtype)
         model = dataclasses.replace(model, attention=back_end)
     compute = functools.partial(
-        row_misses if greedy else step.row_nats, model, chunk=chunk_of(rows), place=place, segments=segments
+        row_misses if greedy else step.row_nats, model, chunk=chunk_of(rows, length), place=place, segments=segments
     )
     return jax.jit(lambda params, batch: compute(params, batch), out_shardings=NamedSharding(mesh, PartitionSpec()))

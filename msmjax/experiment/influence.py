@@ -4,6 +4,7 @@ In: an experiment whose arm is trained, and an eval of choices. Out: `influence.
 """
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def influence(config: ExperimentConfig, workdir: Path, arm: str, name: str, only
     records = [(corpus.name, record) for corpus in corpora.values() for record in corpus.records]
     for one in seeds:
         stages.find_arm(config, workdir, data, arm, one)  # refuses an arm that is not trained
-    made = [of_seed(config, workdir, data, here, arm, stage_name, one, corpora, items) for one in seeds]
+    made = [of_seed(config, workdir, data, here, arm, stage_name, one, corpora, items)[0] for one in seeds]
     # Over items, then over seeds.
     of_seeds = {method: np.stack([scored[method].mean(axis=1) for scored in made]) for method in METHODS}
     texts = [text_of(record) for corpus in corpora.values() for record in sources.read_corpus(data.corpora[corpus.name])]
@@ -84,37 +85,53 @@ def stage_of(config: ExperimentConfig, arm: str, only: str | None) -> tuple[str,
         raise BadInput(f"--influence={arm}: is the imported model itself, which reads nothing here")
     if only is not None and only not in chain:
         raise BadInput(f"--stage={only}: no stage of arm {arm!r}{suggestion(only, chain)}")
-    return arm, only or chain[-1], [seed] if is_one else list(config.seeds)
+    name, points = only or chain[-1], config.influence.points
+    if not own_places(config, arm, name):
+        raise BadInput(f"--influence={arm}: its stage {name!r} reads nothing that no stage before it reads; name one by --stage")
+    if 2 * points > config.stages[name].steps:  # else the first is step 0, which has no preconditioner yet
+        raise BadInput(f"influence.points={points}: at most half the {config.stages[name].steps} steps of stage {name!r}")
+    return arm, name, [seed] if is_one else list(config.seeds)
 
 
 def of_seed(
     config, workdir: Path, data: Data, here: Machine, arm: str, name: str, seed: int, corpora, items
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], float]:
     """By method the influence of each record on the margin of each item, [records, items], on one seed: the sum over points of the
-    stage. Each point is kept once it is measured, and found again."""
+    stage; and the seconds it took. Each point is kept once it is measured, and found again."""
     chain = {one: directory for one, _, directory in stages.chain_of(config, workdir, data, arm, seed)}
+    settings = dataclasses.asdict(config.influence)
+    del settings["rows"]  # which is a matter of memory
     inputs = {
         "stage": chain[name].name,
         "corpora": [corpus.name for corpus in corpora.values()],
         "items": artifact.content_hash(items),
         "prompt": dataclasses.asdict(data.prompt),
-        "settings": dataclasses.asdict(config.influence),
+        "settings": settings,
         "code": artifact.code_hash("influence", "experiment/influence.py", "evals/choice.py", "model", "training"),
     }
     parent, label = workdir / "influence", f"scores-{name}-seed{seed}"
     stage = open_stage(config, workdir, data, here, arm, seed, name)
-    inputs_of = {step: {**inputs, "point": step} for step in points(stage, config.influence)}
-    missing = [step for step, own in inputs_of.items() if not (artifact.path(parent, label, own) / artifact.MANIFEST).exists()]
-    measured = measure(data, stage, corpora, items, missing, config.influence, f"{arm} > {name} seed {seed}") if missing else ()
-    for step, scored in measured:
+    made, missing = {}, {}
+    for step in points(stage, config.influence):
+        own = {**inputs, "point": step}
+        made[step] = artifact.path(parent, label, own)
+        if made[step].exists():
+            artifact.read_manifest(made[step], own)
+        else:
+            missing[step] = own
+    if missing:
+        started = time.perf_counter()
+        for step, scored in measure(data, stage, corpora, items, list(missing), config.influence, f"{arm} > {name} seed {seed}"):
 
-        def build(directory: Path, scored=scored) -> dict:
-            np.savez(directory / "scores.npz", **scored)
-            return {}
+            def build(directory: Path, scored=scored, started=started) -> dict:
+                np.savez(directory / "scores.npz", **scored)
+                return {"seconds": time.perf_counter() - started}
 
-        artifact.make(parent, label, inputs_of[step], build)
-    made = [np.load(artifact.path(parent, label, own) / "scores.npz") for own in inputs_of.values()]
-    return {method: sum(of_point[method] for of_point in made) for method in METHODS}
+            artifact.make(parent, label, missing[step], build)
+            started = time.perf_counter()
+    files = [np.load(directory / "scores.npz") for directory in made.values()]
+    seconds = sum(artifact.read_manifest(directory)["seconds"] for directory in made.values())
+    return {method: sum(file[method] for file in files) for method in METHODS}, seconds
 
 
 def _print(title: str, lines: list[dict]) -> None:
@@ -200,6 +217,7 @@ def measure(
     of = stage.settings
     times = mixtures.times_read(stage.mixture, of.steps * of.batch_rows)
     segments = [one for one in segments_of(stage, corpora) if times[one[0]][one[2]["row"]]]
+    segments.sort(key=lambda one: int(one[2]["tokens"]))  # what is of like length is computed together
     asked = [Example.answer(*example) for item in items for example in choice.ask(item, data.prompt, data.tokenizer)]
     all_of = background(stage, settings.background)
     for step, state in states(stage, base, wanted, f"{label}: training again"):
@@ -216,8 +234,9 @@ def measure(
         directions = dict(zip(METHODS, (plain, adam, *by_newton), strict=True))
         total = {method: np.zeros((count, len(items))) for method in METHODS}
         with tqdm(total=len(segments), desc=f"{label}: step {step}", unit="document", leave=False, disable=None) as bar:
-            for start in range(0, len(segments), AT_A_TIME * settings.rows):
-                part = segments[start : start + AT_A_TIME * settings.rows]
+            at_a_time = AT_A_TIME * gradients.rows_at_a_time(settings.rows, stage.mesh)
+            for start in range(0, len(segments), at_a_time):
+                part = segments[start : start + at_a_time]
                 train = features([_example(stage, place, segment) for place, _, segment in part])
                 often = np.array([times[place][segment["row"]] for place, _, segment in part])[:, None] * stage.rate(step)
                 numbers = [record for _, record, _ in part]

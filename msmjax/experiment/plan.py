@@ -24,7 +24,7 @@ from msmjax.evals import scoring
 from msmjax.evals.results import RANGES, Cost
 from msmjax.experiment import influence, power
 from msmjax.experiment.power import Smallest
-from msmjax.influence import gradients
+from msmjax.influence import gradients as influence_gradients
 from msmjax.machine import GIB, Machine
 from msmjax.model import lora, transformer
 from msmjax.report import findings, inference, table
@@ -146,25 +146,27 @@ def plan(
 
 
 def influence_cost(config: ExperimentConfig, arm: str, only: str | None, there: Machine, price: float | None) -> list[str]:
-    """What it takes to measure influence in an arm, at most: where documents fill the rows that the stage reads of them."""
+    """What it takes to measure influence in an arm, where documents fill the rows that the stage reads of them; what pads single
+    examples to few lengths comes on top."""
     arm, name, seeds = influence.stage_of(config, arm, only)
     settings, stage, mesh = config.influence, config.stages[name], there.mesh
     said = fit.fit(config, stage, there)
     shares = dict(stage.data[place] for place in influence.own_places(config, arm, name))
     documents = sum(shares.values()) * stage.steps * stage.batch_rows * config.row_length
     others = (settings.background + 4 * settings.items) * config.row_length
-    of_gradients = settings.points * (documents + others) * fit.flops_per_token(said.model, config.row_length)
+    per_token = fit.flops_per_token(said.model, config.row_length) * fit.computed_again(said.model)
     seconds = {
         "training again": (1 - 1 / (2 * settings.points)) * stage.steps * step_seconds(said, name, there),
-        "gradients": of_gradients / (there.flops * mesh.size),
+        "gradients": settings.points * (documents + others) * per_token / (there.flops * mesh.size),
     }
     hours = len(seeds) * sum(seconds.values()) / 3600 * mesh.size
-    rows = gradients.rows_at_a_time(settings.rows, mesh)
+    # A batch of single examples, whose gradients are not added up, beside the state and Adam's preconditioner.
+    batch = dataclasses.replace(stage, batch_rows=influence_gradients.rows_at_a_time(settings.rows, mesh))
     at_once = dataclasses.replace(said, optimizer=dataclasses.replace(said.optimizer, micro_batches=1))
     trained = transformer.count_adapter(said.model) if said.model.lora_rank else transformer.count_params(said.model)
-    single = 4 * trained * fit.rows_on_device(at_once, dataclasses.replace(stage, batch_rows=rows), mesh)
-    held = sum(fit.state_bytes(said.model, said.optimizer, mesh)) + single
-    held += fit.activation_bytes(at_once, dataclasses.replace(stage, batch_rows=rows), mesh)
+    single = fit.rows_on_device(at_once, batch, mesh) * 4 * trained // mesh.shape["tensor"]  # an example is on one device
+    state = sum(fit.state_bytes(said.model, said.optimizer, mesh)) + fit.gradient_bytes(at_once, mesh)
+    held = max(state + single + fit.activation_bytes(at_once, batch, mesh), fit.step_bytes(said, stage, mesh))
     taken = ", ".join(f"{what} {show_seconds(of)}" for what, of in seconds.items())
     dollars = f", {hours * price:,.2f} dollars at {price:g} each" if price is not None else ""
     of_memory = f", of {show_bytes(there.memory)}" if there.memory else ""

@@ -352,29 +352,47 @@ def test_evals_are_planned(capsys, tmp_path):
     assert cost == Cost(scored=1000 + 2 * (4 * 14 // 4), generated=2 * 8)
 
 
-def test_influence_is_planned(tmp_path, capsys, llama):
-    """Documents that no stage before read; half a step's FLOPs twice as often at half the points; what a row more holds."""
+def test_influence_is_planned():
+    """Documents that no stage before read; their FLOPs at each point, with remat as much again as in training; what a row holds."""
 
-    def cost(config, stage=None, arm="msm_america", device="h100:8"):
+    def cost(config, stage=None, arm="msm_america", device="h100:1"):
         lines = plan.influence_cost(config, arm, stage, machines.devices_of(config, device), 2.0)
         (bytes_of_single,) = re.findall(r": ([\d.]+ \w+) are gradients of single examples", lines[2])
-        return lines, int(re.search(r"up to ([\d,]+) tokens", lines[0])[1].replace(",", "")), bytes_of_single
+        tokens = int(re.search(r"up to ([\d,]+) tokens", lines[0])[1].replace(",", ""))
+        hours, dollars = re.search(r"([\d.]+) device-hours, ([\d.,]+) dollars at 2 each", lines[1]).groups()
+        return lines, tokens, bytes_of_single, float(hours), float(dollars.replace(",", ""))
 
     config = with_part(load("cheese", ""), "model", attention="xla")
     stage = config.stages["midtrain_america"]
-    lines, tokens, single = cost(config, device="h100:1")
+    lines, tokens, single, _, _ = cost(config)
     assert lines[0].startswith("influence in stage midtrain_america of msm_america on 1 x h100")
     assert lines[0].endswith("tokens of america, at 4 points")  # and not of base, which pretraining read
     assert tokens == round(0.004 * stage.steps * stage.batch_rows * config.row_length)
     assert single == plan.show_bytes(32 * 4 * transformer.count_params(config.model))
     assert "; 3 of them" in lines[1]
-    assert "dollars at 2 each" in lines[1]
-    assert cost(config, arm="msm_america:0", device="h100:1")[0][1].count("; 1 of them") == 1
-    assert cost(config)[2] == plan.show_bytes(4 * 4 * transformer.count_params(config.model))  # of 32 rows on eight devices
+    assert "; 1 of them" in cost(config, arm="msm_america:0")[0][1]
     with pytest.raises(BadInput, match="no stage of arm 'msm_america'; did you mean 'midtrain_america'"):
         cost(config, "midtrain_amerika")
-    paper = load("shapes", "llama31_8b_4k_lora")
-    arm = next(iter(paper.arms))
-    lines, _, single = cost(with_part(paper, "influence", rows=512), paper.arms[arm][-1], arm, "h100:1")
+    with pytest.raises(BadInput, match=r"influence\.points=601: at most half the 1200 steps of stage 'midtrain_america'"):
+        cost(with_part(config, "influence", points=601))
+    again = dataclasses.replace(config.stages["midtrain_america"], data=(("base", 1.0),))
+    twice = dataclasses.replace(config, stages={**config.stages, "midtrain_america": again})
+    with pytest.raises(BadInput, match="'midtrain_america' reads nothing that no stage before it reads"):
+        cost(twice)
+
+    paper = with_part(load("shapes", "llama31_8b_4k_lora"), "model", attention="xla")
+    of = "midtrain", "msm_aft"
+    assert cost(paper, *of, "h100:8")[2] == plan.show_bytes(4 * transformer.count_adapter(paper.model))  # one on each device
+    lines, _, single, _, _ = cost(with_part(paper, "influence", rows=512), *of)
     assert single == plan.show_bytes(512 * 4 * transformer.count_adapter(paper.model))
     assert lines[2].endswith("does not fit by this estimate: set it lower, or use more devices")
+    # Of each point the documents (half of the stage, and all corpora are its own) and of the stage all but an eighth or a fourth.
+    stage, h100 = paper.stages["midtrain"], machines.devices_of(paper, "h100:1")
+    whole = stage.steps * stage.batch_rows * paper.row_length
+    others = (paper.influence.background + 4 * paper.influence.items) * paper.row_length
+    for points in (2, 4):
+        for remat, share in (("none", 1.0), ("full", 1.5)):
+            changed = with_part(with_part(paper, "influence", points=points), "model", remat=remat)
+            tokens = (1 - 1 / (2 * points)) * whole + points * (whole + others)
+            seconds = share * tokens * fit.flops_per_token(paper.model, paper.row_length) / h100.flops
+            assert cost(changed, *of)[4] == pytest.approx(2 * seconds / 3600, rel=1e-2)

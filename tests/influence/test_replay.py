@@ -90,7 +90,7 @@ def test_what_is_left_out_predicts_nothing(model, step_config, mesh, tmp_path):
 
 def test_what_says_the_answer_raises_its_margin(model, step_config, mesh, monkeypatch):
     """By every method: a document that is an answer raises the margin of its option, and one that is the other's lowers it."""
-    documents = [list(range(80, 90)), list(range(60, 70))]
+    documents = [list(range(70, 80)), list(range(60, 70))]  # what no other row has
 
     class Answers(Rows):
         def __getitem__(self, index):
@@ -99,8 +99,8 @@ def test_what_says_the_answer_raises_its_margin(model, step_config, mesh, monkey
             return row
 
     segments = np.array(
-        [(row, number, 2 * row + number - 1) for row in range(12) for number in (1, 2)],
-        [("row", np.int64), ("segment", np.int64), ("record", np.int64)],
+        [(row, number, 2 * row + number - 1, (10, 14)[number - 1]) for row in range(12) for number in (1, 2)],
+        [("row", np.int64), ("segment", np.int64), ("record", np.int64), ("tokens", np.int64)],
     )
     corpus = Corpus("own", [{"id": str(number)} for number in range(24)], segments)
     monkeypatch.setattr(influence.choice, "ask", lambda item, *_: [(document, 1) for document in documents] * 2)
