@@ -3,10 +3,11 @@
     python benchmarks/influence.py                                  # development seeds 100 and 101
     python benchmarks/influence.py --config=configs/cheese.py:tiny --subsets=4 --together=2 --seeds=0
 
-A stage of an arm (its last) is trained again on random halves of its records (`--subsets` of them, `--together` at a time), and the
+A stage of an arm (its last) is trained again on random halves of its records (`--subsets` of them, kept `--together`), and the
 margins of the items of an eval are measured. *LDS*: the rank correlation, over halves, of a margin with the summed influence of
 the records that were kept; mean over items, for each seed. Then the records that a method ranks highest are left out, and the mean
-margin is measured once more. Text: BM25 (k1 1.2, b .75) of a record to an item's question and options; size: a record's words.
+margin is measured once more. Text: BM25 (k1 1.2, b .75) of a record to an item's question and options; size: a record's words;
+number: that it is there. By chance: how far the margins of models are apart that lack one document each of what all others read.
 What was trained is kept under --workdir and found again. Results are kept in benchmarks/RESULTS.md.
 """
 
@@ -30,6 +31,7 @@ from msmjax import artifact, machine  # noqa: E402
 from msmjax.config import IMPORT, from_config_dict  # noqa: E402
 from msmjax.corpus import sources  # noqa: E402
 from msmjax.corpus.gates import text_of  # noqa: E402
+from msmjax.data import mixture as mixtures  # noqa: E402
 from msmjax.data import provenance  # noqa: E402
 from msmjax.evals import choice, scoring, statistics  # noqa: E402
 from msmjax.experiment import influence, stages  # noqa: E402
@@ -73,12 +75,35 @@ class Bench:
 
     def retrained(self, kept_SZ: np.ndarray, what: str) -> tuple[np.ndarray, float]:
         """Margins [subsets, items] of models trained on the records that are kept, and the seconds that a model took."""
-        out, taken = [], 0.0
-        for start in range(0, len(kept_SZ), self.arguments.together):
-            part = kept_SZ[start : start + self.arguments.together]
-            label = f"{self.label}: {what} {start + 1} to {start + len(part)} of {len(kept_SZ)}"
+        removed = []
+        for kept_Z in kept_SZ:
+            gone = collections.defaultdict(set)
+            for place, record, segment in self.segments:
+                if not kept_Z[record]:
+                    gone[place, int(segment["row"])].add(int(segment["segment"]))
+            removed.append(gone)
+        return self.without(removed, [{"kept": artifact.content_hash(kept_Z.astype(int).tolist())} for kept_Z in kept_SZ], what)
+
+    def disturbed(self, count: int) -> np.ndarray:
+        """Margins [count, items] of models that lack one document each of what all models read: how far chance moves them."""
+        rng, places, removed = np.random.default_rng(0), {}, []
+        rows = self.stage.settings.steps * self.stage.settings.batch_rows
+        for index in rng.permutation(rows):
+            place, row = mixtures.locate(self.stage.mixture, int(index))
+            if place not in self.corpora and len(removed) < count:
+                arrays = self.stage.mixture.sources[place][row]
+                removed.append({(place, row): {int(arrays["segment_ids"][arrays["loss_mask"]][0])}})
+                places[len(places)] = [place, row]
+        return self.without(removed, [{"disturbed": at} for at in places.values()], "disturbed")[0]
+
+    def without(self, removed: list[dict], said: list[dict], what: str) -> tuple[np.ndarray, float]:
+        """Margins of models trained without segments, `--together` at a time; `said` names what each lacks."""
+        out, taken, together = [], 0.0, self.arguments.together
+        for start in range(0, len(removed), together):
+            part = removed[start : start + together]
+            label = f"{self.label}: {what} {start + 1} to {start + len(part)} of {len(removed)}"
             inputs = {
-                "kept": artifact.content_hash(part.astype(int).tolist()),
+                "without": said[start : start + together],
                 "stage": self.label,
                 "config": json.loads(self.config.source),
                 "items": artifact.content_hash(self.items),
@@ -86,15 +111,8 @@ class Bench:
             }
 
             def build(directory: Path, part=part, label=label) -> dict:
-                removed = []
-                for kept_Z in part:
-                    gone = collections.defaultdict(set)
-                    for place, record, segment in self.segments:
-                        if not kept_Z[record]:
-                            gone[place, int(segment["row"])].add(int(segment["segment"]))
-                    removed.append(gone)
                 started = time.perf_counter()
-                models = replay.without(self.stage, self.base, removed, label)
+                models = replay.without(self.stage, self.base, part, label)
                 seconds = time.perf_counter() - started
                 np.save(directory / "margins.npy", np.stack([self.margins(params) for params in models]))
                 return {"seconds": seconds}
@@ -104,7 +122,7 @@ class Bench:
             taken += seconds
             print(f"{label}: {seconds:.0f} s", flush=True)
             out.append(np.load(made / "margins.npy"))
-        return np.concatenate(out), taken / len(kept_SZ)
+        return np.concatenate(out), taken / len(removed)
 
     def by_text(self) -> tuple[np.ndarray, np.ndarray]:
         """BM25 of each record to each item [Z, I], and the number of words of each [Z, 1]."""
@@ -130,19 +148,22 @@ def of_seed(config, workdir: Path, arguments, seed: int) -> dict:
     count = len(found["gradient"])
     rng = np.random.default_rng(seed)
     kept = np.stack([rng.permutation(count) < count // 2 for _ in range(arguments.subsets)])
-    margins, result["seconds"]["a model of several"] = bench.retrained(kept, "halves")
-    whole, result["seconds"]["a model alone"] = bench.retrained(np.ones((1, count), bool), "all")
+    margins, result["seconds"]["a model"] = bench.retrained(kept, "halves")
+    whole, _ = bench.retrained(np.ones((1, count), bool), "all")
+    disturbed = bench.disturbed(arguments.together)
     text, size = bench.by_text()
     by_method = {
         **found,
         "text": text,
         "size": np.repeat(size, len(bench.items), axis=1),
+        "number": np.ones(text.shape),
         "random": rng.normal(size=text.shape),
     }
     # A record that the stage never comes to has no influence, whatever its words.
     is_read = found["gradient"].any(axis=1)
     result |= {"records": count, "read": int(is_read.sum()), "margin": float(whole.mean())}
-    result["margins"] = {"halves": float(margins.mean()), "spread over halves": float(margins.std(axis=0).mean())}
+    spreads = {name: float(of.std(axis=0, ddof=1).mean()) for name, of in (("spread", margins), ("by chance", disturbed))}
+    result["margins"] = {"halves": float(margins.mean()), **spreads}
     result["lds"] = {
         method: scores.datamodeling_score(scored * is_read[:, None], kept, margins)[0] for method, scored in by_method.items()
     }
@@ -189,7 +210,7 @@ def main() -> None:
     parser.add_argument("--eval", default="affordability")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[100, 101])
     parser.add_argument("--subsets", type=int, default=64)
-    parser.add_argument("--together", type=int, default=8, help="models that are trained at a time")
+    parser.add_argument("--together", type=int, default=8, help="models that are trained and kept together")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs")
     arguments = parser.parse_args()
     path, _, variant = arguments.config.partition(":")
@@ -209,15 +230,12 @@ def main() -> None:
         print(f"| {name} | {changes} |")
     print("\nSections, rank correlation between seeds:", end=" ")
     print(", ".join(f"{method} {np.round(agreement(found, method), 2).tolist()}" for method in influence.METHODS))
-    print("\n| seed | records, of them read | margin | of halves | its spread | influence, s | a model, s: alone, of several |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| seed | records, of them read | margin | of halves | its spread | by chance | influence, s | a model, s |")
+    print("|---|---|---|---|---|---|---|---|")
     for one in found:
-        half, spread = one["margins"].values()
-        taken, together, alone = one["seconds"].values()
-        print(
-            f"| {one['seed']} | {one['records']}, {one['read']} | {one['margin']:.2f} | {half:.2f} | {spread:.2f} | {taken:.0f} "
-            f"| {alone:.0f}, {together:.0f} |"
-        )
+        of_halves = " | ".join(f"{value:.2f}" for value in one["margins"].values())
+        taken = " | ".join(f"{value:.0f}" for value in one["seconds"].values())
+        print(f"| {one['seed']} | {one['records']}, {one['read']} | {one['margin']:.2f} | {of_halves} | {taken} |")
 
 
 if __name__ == "__main__":

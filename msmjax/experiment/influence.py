@@ -88,8 +88,8 @@ def stage_of(config: ExperimentConfig, arm: str, only: str | None) -> tuple[str,
     name, points = only or chain[-1], config.influence.points
     if not own_places(config, arm, name):
         raise BadInput(f"--influence={arm}: its stage {name!r} reads nothing that no stage before it reads; name one by --stage")
-    if 2 * points > config.stages[name].steps:  # else the first is step 0, which has no preconditioner yet
-        raise BadInput(f"influence.points={points}: at most half the {config.stages[name].steps} steps of stage {name!r}")
+    if 3 * points > config.stages[name].steps:
+        raise BadInput(f"influence.points={points}: at most a third of the {config.stages[name].steps} steps of stage {name!r}")
     return arm, name, [seed] if is_one else list(config.seeds)
 
 
@@ -197,8 +197,10 @@ def segments_of(stage: Stage, corpora: dict[int, Corpus]) -> list[tuple[int, int
 
 
 def points(stage: Stage, settings: InfluenceConfig) -> list[int]:
-    """Steps of the stage: the middles of as many equal parts."""
-    return [int((point + 0.5) * stage.settings.steps / settings.points) for point in range(settings.points)]
+    """Steps of the stage: the middles of as many equal parts of its last third. Gradients of earlier points, which are larger, say
+    nothing about what retraining does (LOG.md, 2026-11-28)."""
+    parts = 3 * settings.points
+    return [int((part + 0.5) * stage.settings.steps / parts) for part in range(parts - settings.points, parts)]
 
 
 def measure(
@@ -210,8 +212,8 @@ def measure(
     settings: InfluenceConfig,
     label: str,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """For each of the points `wanted` by method the influence of each record on the margin of each item, [records, items]: weighted
-    by the learning rate there and by how often the stage reads the record."""
+    """For each of the points `wanted` by method the influence of each record on the margin of each item, [records, items],
+    times how often the stage reads the record."""
     count = sum(len(corpus.records) for corpus in corpora.values())
     base = weights.base(stage.model, stage.mesh, stage.source)
     of = stage.settings
@@ -238,7 +240,7 @@ def measure(
             for start in range(0, len(segments), at_a_time):
                 part = segments[start : start + at_a_time]
                 train = features([_example(stage, place, segment) for place, _, segment in part])
-                often = np.array([times[place][segment["row"]] for place, _, segment in part])[:, None] * stage.rate(step)
+                often = np.array([times[place][segment["row"]] for place, _, segment in part])[:, None]
                 numbers = [record for _, record, _ in part]
                 for method, margins_IF in directions.items():
                     of_scale = train[METHODS[method]]

@@ -156,7 +156,7 @@ def influence_cost(config: ExperimentConfig, arm: str, only: str | None, there: 
     others = (settings.background + 4 * settings.items) * config.row_length
     per_token = fit.flops_per_token(said.model, config.row_length) * fit.computed_again(said.model)
     seconds = {
-        "training again": (1 - 1 / (2 * settings.points)) * stage.steps * step_seconds(said, name, there),
+        "training again": (1 - 1 / (6 * settings.points)) * stage.steps * step_seconds(said, name, there),
         "gradients": settings.points * (documents + others) * per_token / (there.flops * mesh.size),
     }
     hours = len(seeds) * sum(seconds.values()) / 3600 * mesh.size

@@ -34,7 +34,7 @@ class InfluenceConfig:
     """How influence is measured: what it looks at, and the memory that takes."""
 
     items: Count  # of an eval, that are looked at
-    points: Count  # of a stage, at which gradients are taken: in the middle of as many equal parts
+    points: Count  # of a stage, at which gradients are taken: in the middle of as many equal parts of its last third
     size: Count  # numbers that are kept of the gradient of each matrix of each layer
     rows: Count  # gradients of single examples that exist at a time, on all devices
     background: Count  # examples of all that a stage reads, of which the Gauss-Newton matrix is

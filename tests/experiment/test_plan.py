@@ -373,8 +373,8 @@ def test_influence_is_planned():
     assert "; 1 of them" in cost(config, arm="msm_america:0")[0][1]
     with pytest.raises(BadInput, match="no stage of arm 'msm_america'; did you mean 'midtrain_america'"):
         cost(config, "midtrain_amerika")
-    with pytest.raises(BadInput, match=r"influence\.points=601: at most half the 1200 steps of stage 'midtrain_america'"):
-        cost(with_part(config, "influence", points=601))
+    with pytest.raises(BadInput, match=r"influence\.points=401: at most a third of the 1200 steps of stage 'midtrain_america'"):
+        cost(with_part(config, "influence", points=401))
     again = dataclasses.replace(config.stages["midtrain_america"], data=(("base", 1.0),))
     twice = dataclasses.replace(config, stages={**config.stages, "midtrain_america": again})
     with pytest.raises(BadInput, match="'midtrain_america' reads nothing that no stage before it reads"):
@@ -386,13 +386,13 @@ def test_influence_is_planned():
     lines, _, single, _, _ = cost(with_part(paper, "influence", rows=512), *of)
     assert single == plan.show_bytes(512 * 4 * transformer.count_adapter(paper.model))
     assert lines[2].endswith("does not fit by this estimate: set it lower, or use more devices")
-    # Of each point the documents (half of the stage, and all corpora are its own) and of the stage all but an eighth or a fourth.
+    # Of each point the documents (half of the stage, and all corpora are its own) and of the stage all but a little.
     stage, h100 = paper.stages["midtrain"], machines.devices_of(paper, "h100:1")
     whole = stage.steps * stage.batch_rows * paper.row_length
     others = (paper.influence.background + 4 * paper.influence.items) * paper.row_length
     for points in (2, 4):
         for remat, share in (("none", 1.0), ("full", 1.5)):
             changed = with_part(with_part(paper, "influence", points=points), "model", remat=remat)
-            tokens = (1 - 1 / (2 * points)) * whole + points * (whole + others)
+            tokens = (1 - 1 / (6 * points)) * whole + points * (whole + others)
             seconds = share * tokens * fit.flops_per_token(paper.model, paper.row_length) / h100.flops
             assert cost(changed, *of)[4] == pytest.approx(2 * seconds / 3600, rel=1e-2)
