@@ -197,8 +197,8 @@ def segments_of(stage: Stage, corpora: dict[int, Corpus]) -> list[tuple[int, int
 
 
 def points(stage: Stage, settings: InfluenceConfig) -> list[int]:
-    """Steps of the stage: the middles of as many equal parts of its last third. Gradients of earlier points, which are larger, say
-    nothing about what retraining does (LOG.md, 2026-11-28)."""
+    """Steps of the stage: the middles of as many equal parts of its last third. Earlier gradients, which are larger, did
+    worse where it was tried, once (LOG.md, 2026-11-28)."""
     parts = 3 * settings.points
     return [int((part + 0.5) * stage.settings.steps / parts) for part in range(parts - settings.points, parts)]
 
