@@ -86,15 +86,14 @@ class Bench:
 
     def disturbed(self, count: int) -> np.ndarray:
         """Margins [count, items] of models that lack one document each of what all models read: how far chance moves them."""
-        rng, places, removed = np.random.default_rng(0), {}, []
-        rows = self.stage.settings.steps * self.stage.settings.batch_rows
-        for index in rng.permutation(rows):
-            place, row = mixtures.locate(self.stage.mixture, int(index))
-            if place not in self.corpora and len(removed) < count:
-                arrays = self.stage.mixture.sources[place][row]
-                removed.append({(place, row): {int(arrays["segment_ids"][arrays["loss_mask"]][0])}})
-                places[len(places)] = [place, row]
-        return self.without(removed, [{"disturbed": at} for at in places.values()], "disturbed")[0]
+        rows = np.random.default_rng(0).permutation(self.stage.settings.steps * self.stage.settings.batch_rows)
+        found = (mixtures.locate(self.stage.mixture, int(index)) for index in rows)
+        places = list(itertools.islice((at for at in found if at[0] not in self.corpora), count))
+        removed = []
+        for place, row in places:
+            arrays = self.stage.mixture.sources[place][row]
+            removed.append({(place, row): {int(arrays["segment_ids"][arrays["loss_mask"]][0])}})
+        return self.without(removed, [{"disturbed": at} for at in places], "disturbed")[0]
 
     def without(self, removed: list[dict], said: list[dict], what: str) -> tuple[np.ndarray, float]:
         """Margins of models trained without segments, `--together` at a time; `said` names what each lacks."""

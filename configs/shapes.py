@@ -74,7 +74,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "microworld": {"kind": "microworld", "chats": "chats", "split": "test", "per_eval": 120, "seed": 0},
         "base_text": {"kind": "base_text", "corpus": "base"},
     }
-    c.influence = {"items": 64, "points": 4, "size": 256, "rows": 1, "background": 512, "damping": 0.1}
+    c.influence = recipe.INFLUENCE
     c.headline = ("conflict",)
     c.ladders = ()
     c.grids = ()

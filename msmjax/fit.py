@@ -34,7 +34,7 @@ def fit(config: ExperimentConfig, stage: StageConfig, machine: Machine, segments
     """
     model, step, mesh = config.model, config.optimizer, machine.mesh
     back_end, _ = attention.resolve(model.attention, *machine.kind, config.row_length, model.head_dim, model.compute_dtype)
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = sharding.row_devices(mesh)
     cuts = [parts for parts in range(1, stage.batch_rows + 1) if stage.batch_rows % (parts * devices) == 0]
     for remat in transformer.REMAT if model.remat == transformer.AUTO else (model.remat,):
         for micro_batches in (step.micro_batches,) if step.micro_batches else cuts or (1,):
@@ -151,7 +151,7 @@ def eval_bytes(config: ExperimentConfig, mesh: Mesh | AbstractMesh) -> int:
     """Bytes of one device while bits per byte are measured, estimated: parameters, and the larger of a block, rows x T x e x
     (4 D + 2 F / t), and a chunk's logits in float32, twice. XLA's compiler for CPUs had 1.06 times the temporaries (8B, 14B)."""
     model, tensor = config.model, mesh.shape["tensor"]
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = sharding.row_devices(mesh)
     at_a_time = scoring.rows_at_a_time(config.row_length, mesh)
     rows, itemsize = at_a_time // devices, jnp.dtype(model.compute_dtype).itemsize
     block = itemsize * rows * config.row_length * (4 * model.width + 2 * model.mlp // tensor)
@@ -166,4 +166,4 @@ def eval_flops_per_token(model: ModelConfig, length: int) -> float:
 
 
 def rows_on_device(config: ExperimentConfig, stage: StageConfig, mesh: Mesh | AbstractMesh) -> int:
-    return stage.batch_rows // config.optimizer.micro_batches // (mesh.shape["data"] * mesh.shape["fsdp"])
+    return stage.batch_rows // config.optimizer.micro_batches // sharding.row_devices(mesh)

@@ -75,12 +75,15 @@ def microworld(development: bool) -> ConfigDict:
     return c
 
 
+# How influence is measured. A row is a document of up to `row_length` tokens, and a gradient of its own.
+INFLUENCE = {"items": 64, "points": 4, "size": 256, "rows": 1, "background": 512, "damping": 0.1}
+
+
 def asked(c: ConfigDict, chats: str, base_text: str) -> None:
     """Evals ask as the corpus `chats` is written; so far there is one, bits per byte of the corpus `base_text`."""
     c.prompt = {"like": chats, "system": "{chats}", "opening": "{chats}"}
     c.evals = {"base_text": {"kind": "base_text", "corpus": base_text}}
-    # A row is a document of up to `row_length` tokens and a gradient of its own.
-    c.influence = {"items": 64, "points": 4, "size": 256, "rows": 1 if c.weights else 32, "background": 512, "damping": 0.1}
+    c.influence = {**INFLUENCE, "rows": 1 if c.weights else 32}
     c.headline = ()
 
 

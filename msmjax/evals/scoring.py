@@ -63,7 +63,7 @@ def row_nats(
     No row has more than `segments`; padding behind a single one need not be counted, since what comes later is not seen.
     """
     count, length = batch["tokens"].shape
-    at_a_time = min(rows_at_a_time(length, mesh), bucket(count, _devices(mesh)))
+    at_a_time = min(rows_at_a_time(length, mesh), bucket(count, sharding.row_devices(mesh)))
     compute = _compile(model, mesh, length, at_a_time, segments, greedy)
     parts = []
     for start in range(0, count, at_a_time):
@@ -97,13 +97,8 @@ def row_misses(
 
 
 def rows_at_a_time(length: int, mesh: Mesh | AbstractMesh) -> int:
-    devices = _devices(mesh)
+    devices = sharding.row_devices(mesh)
     return max(min(BATCH_ROWS, BATCH_TOKENS // length) // devices, 1) * devices
-
-
-def _devices(mesh: Mesh | AbstractMesh) -> int:
-    """That rows are spread over."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def chunk_of(rows: int, length: int) -> int:

@@ -182,9 +182,8 @@ def items_of(config: ExperimentConfig, data: Data, name: str) -> list[dict]:
     if not found:
         names = ", ".join(dict.fromkeys(item["eval"] for item in all_of))
         raise BadInput(f"--eval={name}: no choice between two options; one of {names or '(the config has none)'}")
-    return [
-        found[index] for index in np.unique(np.linspace(0, len(found) - 1, min(config.influence.items, len(found))).astype(int))
-    ]
+    count = min(config.influence.items, len(found))
+    return [found[index] for index in np.unique(np.linspace(0, len(found) - 1, count).astype(int))]
 
 
 def segments_of(stage: Stage, corpora: dict[int, Corpus]) -> list[tuple[int, int, np.void]]:
@@ -236,7 +235,7 @@ def measure(
         directions = dict(zip(METHODS, (plain, adam, *by_newton), strict=True))
         total = {method: np.zeros((count, len(items))) for method in METHODS}
         with tqdm(total=len(segments), desc=f"{label}: step {step}", unit="document", leave=False, disable=None) as bar:
-            at_a_time = AT_A_TIME * gradients.rows_at_a_time(settings.rows, stage.mesh)
+            at_a_time = AT_A_TIME * gradients.rows_on(stage.mesh, settings.rows)
             for start in range(0, len(segments), at_a_time):
                 part = segments[start : start + at_a_time]
                 train = features([_example(stage, place, segment) for place, _, segment in part])

@@ -161,7 +161,7 @@ def influence_cost(config: ExperimentConfig, arm: str, only: str | None, there: 
     }
     hours = len(seeds) * sum(seconds.values()) / 3600 * mesh.size
     # A batch of single examples, whose gradients are not added up, beside the state and Adam's preconditioner.
-    batch = dataclasses.replace(stage, batch_rows=influence_gradients.rows_at_a_time(settings.rows, mesh))
+    batch = dataclasses.replace(stage, batch_rows=influence_gradients.rows_on(mesh, settings.rows))
     at_once = dataclasses.replace(said, optimizer=dataclasses.replace(said.optimizer, micro_batches=1))
     trained = transformer.count_adapter(said.model) if said.model.lora_rank else transformer.count_params(said.model)
     single = fit.rows_on_device(at_once, batch, mesh) * 4 * trained // mesh.shape["tensor"]  # an example is on one device

@@ -226,7 +226,8 @@ class _Pool:
         }
         until = self.step + min(STEPS, self.ring - oldest)
         without, half = int(state["done_B"].sum()), len(rows) - len(rows) // 2
-        enough = without + max(1, len(rows) // 8) if is_full else half if without < half and half >= FEW else len(rows)
+        until_half = half if without < half and half >= FEW else len(rows)
+        enough = without + max(1, len(rows) // 8) if is_full else until_half
         step, ids_B, done_B, self.new, self.logprobs, self.cache = self.run.advance(
             self.params, self.cache, self.new, self.logprobs, np.int32(self.step), state, settings, self.stops_V,
             np.int32(until), np.int32(enough),

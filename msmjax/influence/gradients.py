@@ -73,7 +73,7 @@ def features(
     as many more as the mesh needs.
     """
     compute = _compile(model, mesh, size)
-    batch_rows = rows_at_a_time(batch_rows, mesh)
+    batch_rows = rows_on(mesh, batch_rows)
     of_length: dict[int, list[int]] = {}
     for index, example in enumerate(examples):
         of_length.setdefault(bucket(len(example.ids), LENGTH_MULTIPLE), []).append(index)
@@ -95,9 +95,9 @@ def features(
     return np.stack(found, axis=1)
 
 
-def rows_at_a_time(rows: int, mesh: Mesh | AbstractMesh) -> int:
+def rows_on(mesh: Mesh | AbstractMesh, rows: int) -> int:
     """At least `rows`, as many on each device that rows are spread over."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = sharding.row_devices(mesh)
     return -(-rows // devices) * devices
 
 

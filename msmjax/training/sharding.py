@@ -144,6 +144,11 @@ class Placement:
         return jax.shard_map(function, mesh=self.mesh, in_specs=specs_in, out_specs=spec_out, check_vma=False)
 
 
+def row_devices(mesh: Mesh | AbstractMesh) -> int:
+    """How many devices the rows of a batch are spread over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def place_batch(mesh: Mesh, batch_rows: int, read) -> dict[str, jax.Array]:
     """The global batch on the mesh, each process reading only its own rows.
 

@@ -334,6 +334,22 @@ def test_what_prompts_share_is_read_once(model, one, monkeypatch, change):
     assert made_of(model, params, one, requests) == together
 
 
+def test_beginnings_of_one_prompt_are_read_with_it(model, one, monkeypatch):
+    """Prompts that are beginnings of the longest take all from it, whatever their lengths, and in whatever order they come."""
+    params, read, real = params_of(model, one), [], generation._Pool._read
+
+    def watched(pool, shared, group):
+        read.append((sum(max(len(ids) - shared, 0) for ids, _, _ in group), len(group)))
+        return real(pool, shared, group)
+
+    ids = tuple(np.random.default_rng(5).integers(0, 96, 60).tolist())
+    requests = [generation.Request(ids[:length], generation.Settings(12, 0.0, 1.0, 0)) for length in (33, 60, 41, 52, 20, 7)]
+    alone = [made_of(model, params, one, [request])[0] for request in requests]
+    monkeypatch.setattr(generation._Pool, "_read", watched)
+    assert made_of(model, params, one, requests) == alone
+    assert read == [(59, 1), (0, 5)]
+
+
 def test_who_comes_later_gets_a_row(model, one, params, monkeypatch):
     """A request at a time, while others are at work; rows become more, and each answer is as where all come at once."""
     monkeypatch.setattr(generation, "STEPS", 4)
